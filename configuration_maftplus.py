@@ -1,0 +1,252 @@
+"""Configuration of MAFT+ and of CLIP that takes masks: every switch of the model family in one place.
+
+Sources: MAFT, arXiv 2310.00240; MAFT+, arXiv 2408.00744; FC-CLIP, arXiv 2308.02487; Mask2Former, arXiv 2112.01527.
+One configuration covers the family. MAFT+ is ConvNeXt, CDT on, alpha = beta = 1. FC-CLIP is the same with
+`cdt_form="off"`, `ensemble_alpha=0.4`, `ensemble_beta=0.8`. MAFT is a ViT tower behind a frozen `proposer_config`.
+"""
+
+import math
+from typing import Any
+
+from transformers import AutoConfig, CLIPTextConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedConfig
+
+VISION_MODEL_TYPES = ("convnext", "clip_vision_model")
+
+# What the Auto classes load from a folder that carries this code (see README, "Remote code").
+CLIP_AUTO_MAP = {
+    "AutoConfig": "configuration_maftplus.MaftPlusCLIPConfig",
+    "AutoModel": "clip_maftplus.MaftPlusCLIPModel",
+}
+MODEL_AUTO_MAP = {
+    "AutoConfig": "configuration_maftplus.MaftPlusConfig",
+    "AutoModel": "modeling_maftplus.MaftPlusModel",
+    "AutoModelForUniversalSegmentation": "modeling_maftplus.MaftPlusForUniversalSegmentation",
+    "AutoModelForImageSegmentation": "modeling_maftplus.MaftPlusForUniversalSegmentation",
+}
+
+
+class MaftPlusCLIPConfig(PreTrainedConfig):
+    r"""
+    CLIP whose vision tower takes masks (`MaftPlusCLIPModel`).
+
+    Args:
+        text_config (`CLIPTextConfig` or `dict`, *optional*): CLIP's text tower.
+        vision_config (`ConvNextConfig`, `CLIPVisionConfig` or `dict`, *optional*):
+            The vision tower; `model_type` is `"convnext"` (mask pooling) or `"clip_vision_model"` (mask-aware attention).
+        projection_dim (`int`, defaults to 512): Width D of the joint space.
+        logit_scale_init_value (`float`, defaults to ln(1/0.07)): Initial `logit_scale`, a logarithm.
+        visual_projection_type (`str`, defaults to `"linear"`):
+            `"linear"` (one bias-free Linear) or `"mlp"` (Linear with bias to 2D, GELU, bias-free Linear to D).
+        first_masked_layer (`int`, defaults to 8):
+            ViT only: the first layer whose class tokens see only their mask's patches (arXiv 2310.00240, IP-CLIP).
+        position_align_corners (`bool`, defaults to `False`):
+            ViT only: how position embeddings are resized. `True` is what MAFT's released code does; `False` is CLIP.
+        initializer_factor (`float`, defaults to 1.0): Scales CLIP's initialisation.
+
+    Raises:
+        ValueError: if a value is not one of those above; the message names the argument.
+    """
+
+    model_type = "maftplus_clip"
+    sub_configs = {"text_config": CLIPTextConfig, "vision_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 512
+    logit_scale_init_value: float = math.log(1 / 0.07)
+    visual_projection_type: str = "linear"
+    first_masked_layer: int = 8
+    position_align_corners: bool = False
+    initializer_factor: float = 1.0
+
+    def __post_init__(self, **kwargs: Any):
+        self.text_config = _as_text_config(self.text_config)
+        self.vision_config = _as_vision_config(self.vision_config)
+        _require_choice("visual_projection_type", self.visual_projection_type, ("linear", "mlp"))
+        _require_positive(self, "projection_dim")
+        if self.first_masked_layer < 0:
+            raise ValueError(f"`first_masked_layer` must not be negative, got {self.first_masked_layer}.")
+        kwargs["auto_map"] = {**CLIP_AUTO_MAP, **(kwargs.get("auto_map") or {})}
+        super().__post_init__(**kwargs)
+
+    @property
+    def takes_masks_by_pooling(self) -> bool:
+        """Whether masks pool a convolutional map (ConvNeXt) rather than steer attention (ViT)."""
+        return self.vision_config.model_type == "convnext"
+
+
+class MaftPlusConfig(PreTrainedConfig):
+    r"""
+    MAFT, MAFT+ or FC-CLIP: CLIP that takes masks, a mask proposer, text classification.
+
+    Args:
+        clip_config (`MaftPlusCLIPConfig` or `dict`, *optional*): CLIP that takes masks.
+        proposer_config (`PreTrainedConfig` or `dict`, *optional*):
+            A frozen universal-segmentation model of transformers as mask proposer (MAFT). `None`: the built-in segmenter.
+        proposer_image_mean, proposer_image_std (`list[float]`, *optional*):
+            The proposer's own normalisation, in [0, 1] pixel units; the padding stays zero. `None`: ImageNet's.
+        use_proposer_void (`bool`, defaults to `True`): Read the void probability from the proposer's last class.
+        clip_image_size (`int`, *optional*):
+            MAFT stretches the padded image to this square before CLIP sees it (480). `None`: no stretching.
+        image_mean, image_std (`list[float]`): What the image processor normalises with; undone for a proposer.
+        num_queries, hidden_dim, num_attention_heads, num_points (`int`): Segmenter: mask queries, width, heads, sampling points.
+        encoder_layers, encoder_feedforward_dim (`int`): Pixel decoder.
+        decoder_layers, dim_feedforward (`int`): Masked-attention decoder; layers, not counting the prediction on the queries.
+        cdt_form (`str`, defaults to `"semantic"`):
+            Content-Dependent Transfer: `"off"`, `"semantic"` (`LayerNorm(t + Linear(attn))`) or
+            `"panoptic"` (`t + LayerNorm(Linear(attn))`).
+        cdt_token_order (`str`, defaults to `"pixels"`):
+            `"released"` reads runs of consecutive numbers as the released code does (converted weights need it).
+        cdt_num_attention_heads (`int`, defaults to 8): Heads of that cross-attention.
+        ensemble_alpha, ensemble_beta (`float`, default to 1.0):
+            Weight of the out-of-vocabulary score for seen and unseen classes; 1 and 1 is MAFT+, 0.4 and 0.8 FC-CLIP.
+        vocabulary (`list[list[str]]`, *optional*): Stored classes, each a list of synonyms (`set_vocabulary`).
+        stuff_ids (`list[int]`, *optional*): Which of them are stuff.
+        seen_ids (`list[int]`, *optional*): Which of them count as seen in training (for the ensemble).
+        class_weight, mask_weight, dice_weight, no_object_weight (`float`): Set criterion.
+        mask_aware_weight, compensation_weight, distillation_weight (`float`): The other losses; 0 turns one off.
+        train_num_points, oversample_ratio, importance_sample_ratio: Point sampling of the mask losses.
+        use_auxiliary_loss (`bool`, defaults to `True`): Deep supervision on every prediction.
+        loss_padding (`str`, defaults to `"released"`): `"released"` (padding counts as background) or `"ignored"`.
+
+    Raises:
+        ValueError: if a value or a combination of values is impossible; the message names the argument.
+    """
+
+    model_type = "maftplus"
+    sub_configs = {"clip_config": MaftPlusCLIPConfig, "proposer_config": AutoConfig}
+
+    clip_config: dict | PreTrainedConfig | None = None
+    proposer_config: dict | PreTrainedConfig | None = None
+    proposer_image_mean: list[float] | None = None
+    proposer_image_std: list[float] | None = None
+    use_proposer_void: bool = True
+    clip_image_size: int | None = None
+    image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    num_queries: int = 100
+    hidden_dim: int = 256
+    num_attention_heads: int = 8
+    num_points: int = 4
+    encoder_layers: int = 6
+    encoder_feedforward_dim: int = 1024
+    decoder_layers: int = 9
+    dim_feedforward: int = 2048
+    cdt_form: str = "semantic"
+    cdt_token_order: str = "pixels"
+    cdt_num_attention_heads: int = 8
+    ensemble_alpha: float = 1.0
+    ensemble_beta: float = 1.0
+    vocabulary: list[list[str]] | None = None
+    stuff_ids: list[int] | None = None
+    seen_ids: list[int] | None = None
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    mask_aware_weight: float = 1.0
+    compensation_weight: float = 0.1
+    distillation_weight: float = 0.1
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    use_auxiliary_loss: bool = True
+    loss_padding: str = "released"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        self.clip_config = _as_clip_config(self.clip_config)
+        if isinstance(self.proposer_config, dict):
+            self.proposer_config = AutoConfig.for_model(**self.proposer_config)
+        _check_choices(self)
+        _check_segmenter(self)
+        kwargs["auto_map"] = {**MODEL_AUTO_MAP, **(kwargs.get("auto_map") or {})}
+        super().__post_init__(**kwargs)
+
+    @property
+    def prompt_class_ids(self) -> list[int]:
+        """Class of every stored synonym, (P,): row p of the stored class embeddings belongs to class `[p]`."""
+        return [index for index, synonyms in enumerate(self.vocabulary or []) for _ in synonyms]
+
+
+def _as_text_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    return CLIPTextConfig(**(config or {}))
+
+
+def _as_vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if config is None:
+        return CLIPVisionConfig()
+    if isinstance(config, PreTrainedConfig):
+        model_type = config.model_type
+    else:
+        model_type = config.get("model_type", "clip_vision_model")
+        _require_choice("vision_config.model_type", model_type, VISION_MODEL_TYPES)
+        config = {"convnext": ConvNextConfig, "clip_vision_model": CLIPVisionConfig}[model_type](**config)
+    _require_choice("vision_config.model_type", model_type, VISION_MODEL_TYPES)
+    return config
+
+
+def _as_clip_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if config is None:  # the base model of the paper, without weights
+        return MaftPlusCLIPConfig(
+            text_config={"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10, "hidden_act": "gelu"},
+            vision_config={
+                "model_type": "convnext",
+                "hidden_sizes": [128, 256, 512, 1024],
+                "depths": [3, 3, 27, 3],
+                "layer_norm_eps": 1e-6,
+            },
+            projection_dim=640,
+        )
+    return MaftPlusCLIPConfig(**config)
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _require_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}.")
+
+
+def _check_choices(config: MaftPlusConfig) -> None:
+    _require_choice("cdt_form", config.cdt_form, ("off", "semantic", "panoptic"))
+    _require_choice("cdt_token_order", config.cdt_token_order, ("released", "pixels"))
+    _require_choice("loss_padding", config.loss_padding, ("released", "ignored"))
+    for name in ("ensemble_alpha", "ensemble_beta"):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(config, name)}.")
+    if config.cdt_form != "off" and config.clip_config.projection_dim % config.cdt_num_attention_heads:
+        raise ValueError(
+            f"`cdt_num_attention_heads` ({config.cdt_num_attention_heads}) must divide "
+            f"`clip_config.projection_dim` ({config.clip_config.projection_dim})."
+        )
+
+
+def _check_segmenter(config: MaftPlusConfig) -> None:
+    if config.proposer_config is not None:
+        return
+    if config.clip_config.vision_config.model_type != "convnext":
+        raise ValueError(
+            "The built-in segmenter needs the feature maps of a ConvNeXt tower; with a ViT in `clip_config` give a "
+            "`proposer_config` (a Mask2Former or MaskFormer configuration)."
+        )
+    _require_positive(config, "num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers")
+    if config.hidden_dim % 32 or config.hidden_dim % config.num_attention_heads:
+        raise ValueError(
+            f"`hidden_dim` ({config.hidden_dim}) must be a multiple of 32 (normalisation groups) and of "
+            f"`num_attention_heads` ({config.num_attention_heads})."
+        )
+
+
+MaftPlusCLIPConfig.register_for_auto_class()
+MaftPlusConfig.register_for_auto_class()
+
+__all__ = ["MaftPlusCLIPConfig", "MaftPlusConfig"]
