@@ -86,6 +86,8 @@ class MaftPlusConfig(PreTrainedConfig):
         proposer_image_mean, proposer_image_std (`list[float]`, *optional*):
             The proposer's own normalisation, in [0, 1] pixel units; the padding stays zero. `None`: ImageNet's.
         use_proposer_void (`bool`, defaults to `True`): Read the void probability from the proposer's last class.
+        proposal_align_corners (`bool`, defaults to `True`):
+            ViT: how mask logits are resized to the padded picture before attention reads them (released MAFT code).
         clip_image_size (`int`, *optional*):
             MAFT stretches the padded image to this square before CLIP sees it (480). `None`: no stretching.
         image_mean, image_std (`list[float]`): What the image processor normalises with; undone for a proposer.
@@ -104,7 +106,9 @@ class MaftPlusConfig(PreTrainedConfig):
         stuff_ids (`list[int]`, *optional*): Which of them are stuff.
         seen_ids (`list[int]`, *optional*): Which of them count as seen in training (for the ensemble).
         class_weight, mask_weight, dice_weight, no_object_weight (`float`): Set criterion.
-        mask_aware_weight, compensation_weight, distillation_weight (`float`): The other losses; 0 turns one off.
+        mask_aware_weight (`float`, defaults to 1.0): Mask-aware loss.
+        compensation_weight, distillation_weight (`float`, default to 0.1 and 0.0):
+            The losses against the frozen original CLIP: MAFT+ has the first, MAFT (0.0, 0.1) the second.
         train_num_points, oversample_ratio, importance_sample_ratio: Point sampling of the mask losses.
         use_auxiliary_loss (`bool`, defaults to `True`): Deep supervision on every prediction.
         loss_padding (`str`, defaults to `"released"`): `"released"` (padding counts as background) or `"ignored"`.
@@ -121,6 +125,7 @@ class MaftPlusConfig(PreTrainedConfig):
     proposer_image_mean: list[float] | None = None
     proposer_image_std: list[float] | None = None
     use_proposer_void: bool = True
+    proposal_align_corners: bool = True
     clip_image_size: int | None = None
     image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
@@ -146,7 +151,7 @@ class MaftPlusConfig(PreTrainedConfig):
     no_object_weight: float = 0.1
     mask_aware_weight: float = 1.0
     compensation_weight: float = 0.1
-    distillation_weight: float = 0.1
+    distillation_weight: float = 0.0
     train_num_points: int = 12544
     oversample_ratio: float = 3.0
     importance_sample_ratio: float = 0.75
@@ -162,6 +167,26 @@ class MaftPlusConfig(PreTrainedConfig):
         _check_segmenter(self)
         kwargs["auto_map"] = {**MODEL_AUTO_MAP, **(kwargs.get("auto_map") or {})}
         super().__post_init__(**kwargs)
+        if self.vocabulary is not None:
+            self._adopt_vocabulary_names()
+
+    def store_vocabulary(self, vocabulary: list[list[str]], stuff_ids: list[int], seen_ids: list[int]) -> None:
+        """Make `vocabulary` (a list of synonyms a class) the stored one; `id2label` and `label2id` follow it."""
+        self.vocabulary, self.stuff_ids, self.seen_ids = vocabulary, stuff_ids, seen_ids
+        self.id2label = None
+        self._adopt_vocabulary_names()
+
+    def _adopt_vocabulary_names(self) -> None:
+        """`id2label` is the first synonym of every class; another one contradicts the stored class embeddings."""
+        names = {index: synonyms[0] for index, synonyms in enumerate(self.vocabulary)}
+        default = {index: f"LABEL_{index}" for index in range(2)}  # what transformers puts where nothing was said
+        if self.id2label not in (None, default, names):
+            raise ValueError(
+                f"`id2label` ({len(self.id2label)} labels) contradicts the stored `vocabulary` ({len(names)} classes): "
+                "change the words with `model.set_vocabulary(processor, names)`, which keeps both in step."
+            )
+        self.id2label = names
+        self.label2id = {name: index for index, name in names.items()}
 
     @property
     def prompt_class_ids(self) -> list[int]:
@@ -193,7 +218,12 @@ def _as_clip_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         return config
     if config is None:  # the base model of the paper, without weights
         return MaftPlusCLIPConfig(
-            text_config={"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10, "hidden_act": "gelu"},
+            text_config={
+                "hidden_size": 640,
+                "intermediate_size": 2560,
+                "num_attention_heads": 10,
+                "hidden_act": "gelu",
+            },
             vision_config={
                 "model_type": "convnext",
                 "hidden_sizes": [128, 256, 512, 1024],
@@ -238,7 +268,9 @@ def _check_segmenter(config: MaftPlusConfig) -> None:
             "The built-in segmenter needs the feature maps of a ConvNeXt tower; with a ViT in `clip_config` give a "
             "`proposer_config` (a Mask2Former or MaskFormer configuration)."
         )
-    _require_positive(config, "num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers")
+    _require_positive(
+        config, "num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers"
+    )
     if config.hidden_dim % 32 or config.hidden_dim % config.num_attention_heads:
         raise ValueError(
             f"`hidden_dim` ({config.hidden_dim}) must be a multiple of 32 (normalisation groups) and of "
