@@ -1,0 +1,497 @@
+"""Mask proposals from a trunk's feature maps: pixel decoder (deformable attention) and masked-attention decoder.
+
+Sources: Mask2Former, arXiv 2112.01527, "Masked-attention Mask Transformer"; deformable attention, arXiv 2010.04159,
+"Multi-scale Deformable Attention Module"; class embeddings for text, FC-CLIP, arXiv 2308.02487, "Class-Agnostic Mask
+Generator". Where paper and released code differ, this follows the released code, whose weights it loads.
+Shapes: B images, Q queries, C hidden width, D joint space, n feature maps, L = n - 1 deformable levels, h_l x w_l
+their sizes, S = sum of h_l * w_l tokens, M heads, E = C / M, P sampling points, h4 x w4 the finest map (stride 4).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_maftplus import MaftPlusConfig
+
+NUM_NORM_GROUPS = 32
+LOGIT_SCALE_INIT = math.log(1 / 0.07)
+Sizes = Sequence[tuple[int, int]]
+
+
+@dataclass
+class MaftPlusSegmenterOutput(ModelOutput):
+    """
+    What the segmenter proposes.
+
+    Args:
+        masks_queries_logits (`Tensor` of shape (B, Q, h4, w4)): Mask logits of the last prediction.
+        class_embeds (`Tensor` of shape (B, Q, D)): Un-normalised embeddings of these masks, to be classified by text.
+        mask_features (`Tensor` of shape (B, C, h4, w4)): What the masks were read from.
+        multi_scale_features (`tuple` of L `Tensor` of shape (B, C, h_l, w_l)): Refined levels, coarse to fine.
+        auxiliary_masks_queries_logits, auxiliary_class_embeds (`tuple`, *optional*):
+            The same of every earlier prediction, the one on the learned queries first; `None` unless asked for.
+    """
+
+    masks_queries_logits: Tensor | None = None
+    class_embeds: Tensor | None = None
+    mask_features: Tensor | None = None
+    multi_scale_features: tuple[Tensor, ...] | None = None
+    auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
+    auxiliary_class_embeds: tuple[Tensor, ...] | None = None
+
+
+class MaftPlusSegmenter(nn.Module):
+    """Mask queries against a convolutional trunk's maps; `logit_scale` is that of the class embeddings."""
+
+    def __init__(self, config: MaftPlusConfig):
+        super().__init__()
+        self.num_feature_maps = len(config.clip_config.vision_config.hidden_sizes)
+        self.pixel_decoder = MaftPlusPixelDecoder(config)
+        self.decoder = MaftPlusMaskDecoder(config)
+        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
+        init_segmenter_weights(self, config)
+
+    def forward(
+        self, feature_maps: Sequence[Tensor], output_auxiliary_logits: bool = False
+    ) -> MaftPlusSegmenterOutput:
+        """
+        Propose masks.
+
+        Args:
+            feature_maps: One map a trunk stage, fine to coarse, (B, C_i, h_i, w_i); of any sizes, at least 1 x 1.
+            output_auxiliary_logits: Also return every earlier prediction (for deep supervision).
+
+        Raises:
+            ValueError: if `feature_maps` has another length than the trunk has stages.
+        """
+        if len(feature_maps) != self.num_feature_maps:
+            raise ValueError(
+                f"`feature_maps` has {len(feature_maps)} maps, but the trunk in `clip_config.vision_config` has "
+                f"{self.num_feature_maps} stages; pass one map a stage, fine to coarse."
+            )
+        mask_features, levels = self.pixel_decoder(feature_maps)  # (B, C, h4, w4), L x (B, C, h_l, w_l)
+        predictions = self.decoder(mask_features, levels, output_auxiliary_logits)
+        auxiliary = tuple(zip(*predictions[:-1])) if output_auxiliary_logits else (None, None)
+        masks, class_embeds = predictions[-1]
+        return MaftPlusSegmenterOutput(masks, class_embeds, mask_features, levels, *auxiliary)
+
+
+class MaftPlusPixelDecoder(nn.Module):
+    """Exchange between the coarse levels by deformable attention, then one step up to the finest map."""
+
+    def __init__(self, config: MaftPlusConfig):
+        super().__init__()
+        finest, *channels = config.clip_config.vision_config.hidden_sizes
+        hidden = config.hidden_dim
+        self.input_projections = nn.ModuleList(
+            MaftPlusConvNorm(size, hidden, bias=True) for size in reversed(channels)
+        )
+        self.level_embed = nn.Parameter(torch.zeros(len(channels), hidden))
+        self.layers = nn.ModuleList(
+            MaftPlusDeformableLayer(config, len(channels)) for _ in range(config.encoder_layers)
+        )
+        self.lateral = MaftPlusConvNorm(finest, hidden)
+        self.output = MaftPlusConvNorm(hidden, hidden, kernel_size=3)
+        self.mask_features = nn.Conv2d(hidden, hidden, 1)
+
+    def forward(self, feature_maps: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """n maps (B, C_i, h_i, w_i), fine to coarse -> mask features (B, C, h4, w4), L levels coarse to fine."""
+        finest, *coarser = feature_maps
+        levels = [project(x) for project, x in zip(self.input_projections, reversed(coarser))]
+        levels = self._refine(levels)  # coarse to fine
+        upsampled = F.interpolate(levels[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        fused = self.output(self.lateral(finest) + upsampled).relu()
+        return self.mask_features(fused), levels
+
+    def _refine(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
+        sizes = [tuple(x.shape[-2:]) for x in levels]
+        position = torch.cat(
+            [_position_tokens(x) + embed.to(x.dtype) for x, embed in zip(levels, self.level_embed)], dim=1
+        )
+        points = _pixel_centres(sizes, levels[0].device)
+        tokens = torch.cat([_to_tokens(x) for x in levels], dim=1)  # (B, S, C)
+        for layer in self.layers:
+            tokens = layer(tokens, position, points, sizes)
+        parts = tokens.split([height * width for height, width in sizes], dim=1)
+        return tuple(part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes))
+
+
+class MaftPlusConvNorm(nn.Module):
+    """Convolution that keeps the size, then GroupNorm."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = False):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.norm = nn.GroupNorm(NUM_NORM_GROUPS, out_channels)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return self.norm(self.convolution(feature_map))
+
+
+class MaftPlusDeformableLayer(GradientCheckpointingLayer):
+    """Deformable self-attention over all levels and a feed-forward network, both post-norm."""
+
+    def __init__(self, config: MaftPlusConfig, num_levels: int):
+        super().__init__()
+        self.self_attn = MaftPlusDeformableAttention(config, num_levels)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.fc1 = nn.Linear(config.hidden_dim, config.encoder_feedforward_dim)
+        self.fc2 = nn.Linear(config.encoder_feedforward_dim, config.hidden_dim)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, sizes: Sizes) -> Tensor:
+        """(B, S, C), position (1, S, C), normalised pixel centres (S, 2) as (x, y) -> (B, S, C)."""
+        attended = self.self_attn(tokens + position, tokens, reference_points, sizes)
+        tokens = self.self_attn_layer_norm(tokens + attended)
+        return self.final_layer_norm(tokens + self.fc2(self.fc1(tokens).relu()))
+
+
+class MaftPlusDeformableAttention(nn.Module):
+    """Every query reads P points of every level, at places and with weights that it chooses itself."""
+
+    def __init__(self, config: MaftPlusConfig, num_levels: int):
+        super().__init__()
+        hidden, heads = config.hidden_dim, config.num_attention_heads
+        self.grid = (heads, num_levels, config.num_points)
+        self.sampling_offsets = nn.Linear(hidden, math.prod(self.grid) * 2)
+        self.attention_weights = nn.Linear(hidden, math.prod(self.grid))
+        self.value_proj = nn.Linear(hidden, hidden)
+        self.output_proj = nn.Linear(hidden, hidden)
+
+    def forward(self, query: Tensor, tokens: Tensor, reference_points: Tensor, sizes: Sizes) -> Tensor:
+        """Queries (B, S, C) read `tokens` (B, S, C) around `reference_points` (S, 2) -> (B, S, C)."""
+        heads, levels, points = self.grid
+        value = self.value_proj(tokens).unflatten(-1, (heads, -1))
+        # Offsets are in pixels of the level they point into. Places are float32: half precision misses by pixels.
+        offsets = self.sampling_offsets(query).unflatten(-1, (*self.grid, 2)).float()
+        extent = torch.stack(
+            [_per_level([w for _, w in sizes], offsets), _per_level([h for h, _ in sizes], offsets)], -1
+        )
+        locations = reference_points[:, None, None, None] + offsets / extent
+        weights = self.attention_weights(query).unflatten(-1, (heads, levels * points)).softmax(-1)
+        sampled = multi_scale_deformable_attention(value, sizes, locations, weights.unflatten(-1, (levels, points)))
+        return self.output_proj(sampled)
+
+
+def multi_scale_deformable_attention(
+    value: Tensor, spatial_shapes: Sizes | Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """
+    Weighted sum of bilinear samples over all levels, as one gather: arXiv 2010.04159, equation 3.
+
+    Each sample is four neighbouring tokens, so the result is a weighted sum of L * P * 4 rows of `value` for every
+    query and head. Neighbours outside the map count zero. Differentiable in all three tensors.
+
+    Args:
+        value: Tokens of all levels, (B, S, M, E).
+        spatial_shapes: (height, width) of every level in the order of the tokens; L pairs or an (L, 2) tensor.
+        sampling_locations: (B, queries, M, L, P, 2) as (x, y), 0 and 1 being the outer edges of the map.
+        attention_weights: (B, queries, M, L, P).
+
+    Returns:
+        (B, queries, M * E), of `value`'s dtype. Places and bilinear weights are computed in float32.
+
+    Raises:
+        ValueError: if `spatial_shapes` does not add up to the number of tokens.
+    """
+    sizes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    batch, num_tokens, heads, width = value.shape
+    if sum(h * w for h, w in sizes) != num_tokens:
+        raise ValueError(f"`spatial_shapes` {list(sizes)} do not add up to the {num_tokens} tokens of `value`.")
+    index, weight = _corners(
+        sizes, sampling_locations.float(), attention_weights.float()
+    )  # (B, queries, M, 2, 2, L, P)
+    table_row = torch.arange(batch, device=value.device)[:, None] * num_tokens * heads
+    table_row = table_row + torch.arange(heads, device=value.device)  # (B, M)
+    index = index * heads + table_row[:, None, :, None, None, None, None]
+    summed = _weighted_row_sum(
+        value.reshape(-1, width), index.flatten(3).flatten(0, 2), weight.flatten(3).flatten(0, 2)
+    )
+    return summed.view(batch, -1, heads * width)
+
+
+def _corners(sizes: Sizes, locations: Tensor, attention_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Token index and weight of the four neighbours of every sample: (B, queries, M, 2 rows, 2 columns, L, P)."""
+    heights, widths = (_per_level(list(extent), locations) for extent in zip(*sizes))
+    starts = _per_level([sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))], locations).long()
+    column, column_weight = _neighbours(locations[..., 0], widths)
+    row, row_weight = _neighbours(locations[..., 1], heights)
+    row_start = row * widths.long() + starts
+    index = row_start.unsqueeze(4) + column.unsqueeze(3)
+    weight = (row_weight * attention_weights.unsqueeze(3)).unsqueeze(4) * column_weight.unsqueeze(3)
+    return index, weight
+
+
+def _neighbours(location: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    """Along one axis, the two pixels around a place and their shares: (..., L, P) -> (..., 2, L, P), twice."""
+    place = location * extent - 0.5
+    low = place.floor()
+    fraction = place - low
+    pixel = torch.stack([low, low + 1], dim=-3)
+    share = torch.stack([1 - fraction, fraction], dim=-3)
+    share = share * ((pixel >= 0) & (pixel < extent))
+    return pixel.clamp(torch.zeros_like(extent), extent - 1).long(), share
+
+
+def _per_level(numbers: Sequence[int], like: Tensor) -> Tensor:
+    """(L, 1) of `like`'s kind. Filled one by one, for a graph with dynamic sizes cannot make a tensor of a list."""
+    return torch.stack([like.new_full((1,), number) for number in numbers])
+
+
+def _weighted_row_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Rows of `table` (N, E) picked by `index` (bags, k), summed with `weight` (bags, k) -> (bags, E)."""
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
+
+
+class MaftPlusMaskDecoder(nn.Module):
+    """Queries look at one level after another, each only inside the mask that it predicted before."""
+
+    def __init__(self, config: MaftPlusConfig):
+        super().__init__()
+        hidden = config.hidden_dim
+        num_levels = len(config.clip_config.vision_config.hidden_sizes) - 1
+        self.queries_features = nn.Embedding(config.num_queries, hidden)
+        self.queries_embedder = nn.Embedding(config.num_queries, hidden)
+        self.level_embed = nn.Embedding(num_levels, hidden)
+        self.layers = nn.ModuleList(MaftPlusMaskDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(hidden)
+        self.mask_embedder = MaftPlusMLP(hidden, hidden)
+        self.pooled_norm = nn.LayerNorm(hidden)
+        self.pooled_proj = nn.Linear(hidden, hidden)
+        self.class_embedder = MaftPlusMLP(hidden, config.clip_config.projection_dim)
+
+    def forward(
+        self, mask_features: Tensor, levels: Sequence[Tensor], output_auxiliary_logits: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """
+        Mask features (B, C, h4, w4) and L levels (B, C, h_l, w_l) -> (mask logits, class embeddings) of the last
+        prediction, or of all of them, the one on the learned queries first.
+        """
+        memories = [self._memory(index, level) for index, level in enumerate(levels)]
+        level_features = [_resize(mask_features.detach(), level.shape[-2:]).flatten(2) for level in levels]
+        query_position = self.queries_embedder.weight
+        queries = self.queries_features.weight.expand(mask_features.shape[0], -1, -1)  # (B, Q, C)
+        predictions = []
+        for index, layer in enumerate(self.layers):
+            normed = self.layer_norm(queries)
+            if output_auxiliary_logits:
+                predictions.append(self._predict(normed, mask_features))
+            level = index % len(levels)
+            visible = self._visible(normed, level_features[level])  # (B, Q, h_l * w_l)
+            queries = layer(queries, query_position, *memories[level], visible)
+        predictions.append(self._predict(self.layer_norm(queries), mask_features))
+        return predictions
+
+    def _memory(self, index: int, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a level, (B, h_l * w_l, C); only keys carry the position."""
+        value = _to_tokens(level) + self.level_embed.weight[index]
+        return value + _position_tokens(level), value
+
+    @torch.no_grad()
+    def _visible(self, normed: Tensor, level_features: Tensor) -> Tensor:
+        """
+        Where the coming layer may look, (B, Q, h_l * w_l): where the mask so far is >= 1/2; everywhere if nowhere.
+
+        The mask is wanted at the level's size only. Resizing is linear, so mask features resized once per level give
+        the logits that resizing every full-size mask would give.
+        """
+        visible = self.mask_embedder(normed) @ level_features >= 0
+        return visible | ~visible.any(-1, keepdim=True)
+
+    def _predict(self, normed: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed queries (B, Q, C) -> mask logits (B, Q, h4, w4) and class embeddings (B, Q, D)."""
+        logits = (self.mask_embedder(normed) @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+        pooled = pool_masks(mask_features, logits)
+        return logits, self.class_embedder(self.pooled_proj(self.pooled_norm(pooled)) + normed)
+
+
+class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
+    """Masked cross-attention, self-attention and a feed-forward network, all post-norm."""
+
+    def __init__(self, config: MaftPlusConfig):
+        super().__init__()
+        hidden, heads = config.hidden_dim, config.num_attention_heads
+        self.cross_attn = MaftPlusAttention(hidden, heads)
+        self.cross_attn_layer_norm = nn.LayerNorm(hidden)
+        self.self_attn = MaftPlusAttention(hidden, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(hidden)
+        self.fc1 = nn.Linear(hidden, config.dim_feedforward)
+        self.fc2 = nn.Linear(config.dim_feedforward, hidden)
+        self.final_layer_norm = nn.LayerNorm(hidden)
+
+    def forward(self, queries: Tensor, position: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+        """Queries (B, Q, C), their position (Q, C), memory (B, S, C) twice, `visible` (B, Q, S) bool -> (B, Q, C)."""
+        attended = self.cross_attn(queries + position, keys, values, visible.unsqueeze(1))
+        queries = self.cross_attn_layer_norm(queries + attended)
+        placed = queries + position
+        queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
+        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu()))
+
+
+class MaftPlusAttention(nn.Module):
+    """Multi-head attention with queries, keys and values given apart; fused (scaled dot product)."""
+
+    def __init__(self, hidden_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.k_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.v_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """
+        (B, Q, C), (B, S, C), (B, S, C) -> (B, Q, C).
+
+        `attention_mask` is boolean (`True`: may look) or additive, and broadcasts to (B, M, Q, S); every query must
+        be allowed to look somewhere.
+        """
+        query, key, value = (
+            self._heads(self.q_proj(query)),
+            self._heads(self.k_proj(key)),
+            self._heads(self.v_proj(value)),
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, M, tokens, E)
+
+
+class MaftPlusMLP(nn.Module):
+    """Three linear layers with ReLU between them."""
+
+    def __init__(self, hidden_dim: int, output_dim: int):
+        super().__init__()
+        sizes = (hidden_dim, hidden_dim, hidden_dim, output_dim)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first, second, last = self.layers
+        return last(second(first(tokens).relu()).relu())
+
+
+def pool_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
+    """
+    Mean of `features` (B, C, h, w) inside every mask, where `mask_logits` (B, Q, h, w) > 0 -> (B, Q, C).
+
+    An empty mask gives zeros. No gradient reaches `mask_logits`.
+    """
+    inside = (mask_logits > 0).flatten(2).to(features.dtype)
+    area = inside.sum(-1, keepdim=True, dtype=torch.float32) + 1e-8
+    return (inside @ features.flatten(2).transpose(1, 2) / area).to(features.dtype)
+
+
+def sine_position_embedding(
+    height: int, width: int, num_features_per_axis: int, device: Any = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """
+    Sine encoding of the pixels of a map, (1, 2 * num_features_per_axis, height, width), rows before columns.
+
+    Position i of k counts (i + 1) / (k + 1e-6) turns; sine and cosine alternate (arXiv 2005.12872, released code).
+    """
+    rows = _axis_encoding(height, num_features_per_axis, device).to(dtype)[:, :, None].expand(-1, -1, width)
+    columns = _axis_encoding(width, num_features_per_axis, device).to(dtype)[:, None, :].expand(-1, height, -1)
+    return torch.cat([rows, columns]).unsqueeze(0)
+
+
+def _axis_encoding(extent: int, num_features: int, device: Any) -> Tensor:
+    """One axis, (num_features, extent); kept apart because the two axes do not mix."""
+    turns = torch.arange(1, extent + 1, device=device, dtype=torch.float32) / (extent + 1e-6) * (2 * math.pi)
+    pair = torch.arange(num_features, device=device) // 2
+    angles = turns / 10000 ** (2 * pair / num_features)[:, None]
+    return torch.stack([angles[0::2].sin(), angles[1::2].cos()], dim=1).flatten(0, 1)
+
+
+def _pixel_centres(sizes: Sizes, device: Any) -> Tensor:
+    """Centres of all pixels of all levels, (S, 2) as (x, y) in [0, 1]. (`linspace` does not export dynamic sizes.)"""
+    centres = []
+    for height, width in sizes:
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1))
+    return torch.cat(centres)
+
+
+def _position_tokens(level: Tensor) -> Tensor:
+    """Sine encoding of a level (B, C, h, w) as tokens, (1, h * w, C)."""
+    channels, height, width = level.shape[1:]
+    return _to_tokens(sine_position_embedding(height, width, channels // 2, level.device, level.dtype))
+
+
+def _to_tokens(feature_map: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h * w, C)."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def _resize(feature_map: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def init_segmenter_weights(module: nn.Module, config: MaftPlusConfig | None = None) -> None:
+    """
+    Set every parameter of a `MaftPlusSegmenter`; does nothing for any other module.
+
+    Meant to be called by `PreTrainedModel._init_weights` for every module: parents come after their children there,
+    so the segmenter's own rules win over general ones, and parameters that a checkpoint has filled are left alone.
+    """
+    if not isinstance(module, MaftPlusSegmenter):
+        return
+    init.constant_(module.logit_scale, LOGIT_SCALE_INIT)
+    for part in module.modules():
+        _init_part(part)
+    for layer in module.pixel_decoder.layers:
+        _init_sampling(layer.self_attn)
+
+
+def _init_part(part: nn.Module) -> None:
+    if isinstance(part, MaftPlusPixelDecoder):
+        init.normal_(part.level_embed)
+    elif isinstance(part, nn.Embedding):
+        init.normal_(part.weight)
+    elif isinstance(part, nn.Linear):
+        init.xavier_uniform_(part.weight)
+        init.zeros_(part.bias)
+    elif isinstance(part, nn.Conv2d):
+        init.kaiming_uniform_(part.weight, a=1)
+        _zero_bias(part)
+    elif isinstance(part, (nn.LayerNorm, nn.GroupNorm)):
+        init.ones_(part.weight)
+        init.zeros_(part.bias)
+
+
+def _init_sampling(attention: MaftPlusDeformableAttention) -> None:
+    """Every head starts in a direction of its own, point p at p + 1 pixels, all points with the same weight."""
+    heads, levels, points = attention.grid
+    angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
+    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    directions = directions / directions.abs().amax(-1, keepdim=True)  # on the square's edge, as (x, y)
+    steps = torch.arange(1, points + 1, dtype=torch.float32)
+    offsets = directions[:, None, None] * steps[None, None, :, None]  # (M, 1, P, 2)
+    init.copy_(attention.sampling_offsets.bias, offsets.expand(-1, levels, -1, -1).flatten())
+    for weight in (attention.sampling_offsets.weight, attention.attention_weights.weight):
+        init.zeros_(weight)
+
+
+def _zero_bias(part: nn.Module) -> None:
+    if part.bias is not None:
+        init.zeros_(part.bias)
+
+
+__all__ = [
+    "MaftPlusAttention",
+    "MaftPlusSegmenter",
+    "MaftPlusSegmenterOutput",
+    "init_segmenter_weights",
+    "multi_scale_deformable_attention",
+    "pool_masks",
+    "sine_position_embedding",
+]
