@@ -47,7 +47,7 @@ def segmentation_losses(
     class_labels: Sequence[Tensor],
     pixel_mask: Tensor | None = None,
     loss_counts: Tensor | None = None,
-    sample_seeds: Tensor | None = None,
+    point_seeds: Sequence[int] | Tensor | None = None,
     points: Sequence[GivenPoints] | None = None,
 ) -> dict[str, Tensor]:
     """
@@ -62,7 +62,7 @@ def segmentation_losses(
         class_labels: Classes (N,) an image, from 0 to K-1.
         pixel_mask: (B, H, W), 1 on the picture; needed by `loss_padding="ignored"` only.
         loss_counts: (3,) what the sums are divided by, see `count_targets`; by default the counts of this batch.
-        sample_seeds: (B,) integers; an image's random points then depend on its seed alone, not on its batch mates.
+        point_seeds: (B,) integers; an image's random points then depend on its seed alone, not on its batch mates.
         points: Given instead of random points, one entry a prediction, in the order of `mask_logits`.
 
     Returns:
@@ -79,10 +79,10 @@ def segmentation_losses(
         loss_counts = count_targets(config, class_labels, num_queries=logits.shape[1])
     counts = loss_counts.to(device=logits.device, dtype=torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
-        targets = prepare_targets(config, mask_labels, class_labels, pixel_mask, sample_seeds, logits.device)
+        targets = prepare_targets(config, mask_labels, class_labels, pixel_mask, point_seeds, logits.device)
         losses = _criterion_of_all_predictions(config, class_logits, mask_logits, targets, counts, points)
         if out_vocab_logits is not None and config.mask_aware_weight > 0:
-            masks = _masks_for_mask_aware_loss(config, mask_logits[-1], mask_labels)
+            masks = mask_logits[-1].detach().float().sigmoid()
             valid = pixel_mask if config.loss_padding == "ignored" else None
             loss = mask_aware_loss(out_vocab_logits, masks, mask_labels, class_labels, counts[NUM_MASKS], valid)
             losses["loss_mask_aware"] = config.mask_aware_weight * loss
@@ -269,7 +269,7 @@ def most_uncertain_points(mask_logits: Tensor, candidates: Tensor, num_points: i
 
 
 def prepare_targets(
-    config, mask_labels, class_labels, pixel_mask=None, sample_seeds=None, device: torch.device | str = "cpu"
+    config, mask_labels, class_labels, pixel_mask=None, point_seeds=None, device: torch.device | str = "cpu"
 ) -> list[Target]:
     """Objects of every image as float masks on `device`, with what the random points need (`segmentation_losses`)."""
     extents = [None] * len(class_labels)
@@ -278,8 +278,8 @@ def prepare_targets(
             raise ValueError("`pixel_mask` is missing; `loss_padding='ignored'` needs it to know the padding.")
         extents = _picture_extents(pixel_mask.to(device))
     generators = [None] * len(class_labels)
-    if sample_seeds is not None:
-        generators = [torch.Generator(device).manual_seed(int(seed)) for seed in sample_seeds]
+    if point_seeds is not None:
+        generators = [torch.Generator(device).manual_seed(int(seed)) for seed in point_seeds]
     return [
         Target(masks.to(device).float(), labels.to(device).long(), extent, generator)
         for masks, labels, extent, generator in zip(mask_labels, class_labels, extents, generators)
@@ -320,15 +320,6 @@ def _check_labels(mask_labels: Sequence[Tensor], class_labels: Sequence[Tensor],
                 f"Image {index}: `class_labels` must lie between 0 and {num_classes - 1}, got "
                 f"{sorted(set(labels.tolist()))}; check `ignore_index` and the vocabulary."
             )
-
-
-def _masks_for_mask_aware_loss(config, mask_logits: Tensor, mask_labels: Sequence[Tensor]) -> Tensor:
-    """Probabilities of the masks; a proposer's logits (MAFT) are first resized, corners aligned, to the labels."""
-    mask_logits = mask_logits.detach().float()
-    if config.proposer_config is not None:
-        size = mask_labels[0].shape[-2:]
-        mask_logits = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=True)
-    return mask_logits.sigmoid()
 
 
 def _shrink(labels: Tensor, size: torch.Size) -> Tensor:

@@ -485,7 +485,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
         proposal_logits: Tensor | None = None,
         mask_labels: list[Tensor] | None = None,
         class_labels: list[Tensor] | None = None,
-        num_masks: Tensor | None = None,
+        loss_counts: Tensor | None = None,
         point_seeds: list[int] | None = None,
         output_auxiliary_logits: bool | None = None,
         **_: Any,
@@ -496,7 +496,8 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
         Args:
             mask_labels (`list` of `Tensor` (N, H, W), *optional*): Ground-truth masks of each picture, padded size.
             class_labels (`list` of `Tensor` (N,), *optional*): Their classes; with them the losses are computed.
-            num_masks (`Tensor` (), *optional*): What the losses are divided by; default: the masks of this batch.
+            loss_counts (`Tensor` (3,), *optional*): What the losses are divided by (`count_targets`); default: the counts of
+                this batch.
             point_seeds (`list[int]`, *optional*): Seeds of each picture's random points (exact resumption).
             output_auxiliary_logits (`bool`, *optional*): Earlier predictions too; default: when a loss reads them.
 
@@ -531,7 +532,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             stuff_classes=self._stuff_classes(len(pixel_values)) if stored else None,
         )
         if trains:
-            result.loss_dict = self._losses(outputs, mask_labels, class_labels, pixel_mask, num_masks, point_seeds)
+            result.loss_dict = self._losses(outputs, mask_labels, class_labels, pixel_mask, loss_counts, point_seeds)
             result.loss = sum(result.loss_dict.values())
         return result
 
@@ -559,7 +560,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             outputs.out_vocab_logits, outputs.void_probabilities, outputs.in_vocab_logits, weights
         )
 
-    def _losses(self, outputs, mask_labels, class_labels, pixel_mask, num_masks, point_seeds) -> dict[str, Tensor]:
+    def _losses(self, outputs, mask_labels, class_labels, pixel_mask, loss_counts, point_seeds) -> dict[str, Tensor]:
         """Every loss that needs no teacher; a frozen proposer has no predictions of its own to learn."""
         classes = [] if outputs.in_vocab_logits is None else [outputs.in_vocab_logits]
         masks = [outputs.masks_queries_logits]
@@ -574,7 +575,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             mask_labels=mask_labels,
             class_labels=class_labels,
             pixel_mask=pixel_mask,
-            num_masks=num_masks,
+            loss_counts=loss_counts,
             point_seeds=point_seeds,
         )
 
