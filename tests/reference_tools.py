@@ -38,7 +38,11 @@ class Comparison:
     def ratio(self) -> float:
         if self.difference == 0.0:
             return 0.0
-        return float("inf") if not np.isfinite(self.difference) or self.tolerance == 0 else self.difference / self.tolerance
+        return (
+            float("inf")
+            if not np.isfinite(self.difference) or self.tolerance == 0
+            else self.difference / self.tolerance
+        )
 
 
 def compare(name: str, ours, recorded, tolerance: float, relative: bool = False) -> Comparison:

@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; nothing else has to be installed first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test test-lower-bound test-common lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python train/demo.py --out out/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10
+
+# The oldest transformers that the package admits, in an environment of its own.
+test-lower-bound:
+	$(MAKE) test VENV=.venv-lower EXTRA="transformers==5.17.0"
+
+# transformers' own common tests on our classes; downloads its source distribution, nothing of it is kept here.
+test-common: $(VENV)/.installed
+	$(BIN)/python tests/common/run.py
+
+lint: $(VENV)/.installed
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+# torch first and alone: the CPU wheel; any other order may fetch gigabytes of CUDA packages.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[test]" $(EXTRA)
+	touch $@
+
+clean:
+	rm -rf .venv .venv-lower out build *.egg-info
