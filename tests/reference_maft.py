@@ -1,0 +1,172 @@
+"""Checks of MAFT's recorded numbers: the mask-aware ViT tower (`ip_clip.npz`)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from reference_tools import Comparison, compare, compare_equal, load_arrays, original_state
+
+from maftplus.clip_maftplus import MaftPlusCLIPModel
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+
+TOLERANCE = 1e-4  # of a tensor's largest value
+
+
+def check_ip_clip(path: Path) -> list[Comparison]:
+    """The visual tower alone: features under masks, without masks, dense, and its states layer by layer."""
+    arrays = load_arrays(path)
+    model = ip_clip_model(arrays["config_json"])
+    with torch.no_grad():
+        ours = _features(model, arrays) | _states(model, arrays)
+    found = [compare(name, value, arrays[name], TOLERANCE, relative=True) for name, value in ours.items()]
+    return found + _exact(model, arrays)
+
+
+def ip_clip_model(sizes: dict) -> MaftPlusCLIPModel:
+    """Our model with the recorded tower's weights, from the sizes in `config_json`; the text tower is a stub."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": sizes["width"],
+        "intermediate_size": 4 * sizes["width"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "image_size": sizes["input_resolution"],
+        "patch_size": sizes["patch_size"],
+    }
+    text = {
+        "vocab_size": 3,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    config = MaftPlusCLIPConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=sizes["output_dim"],
+        first_masked_layer=sizes["start_layers"],
+        position_align_corners=True,
+    )
+    model = MaftPlusCLIPModel(config).eval()
+    prefix = sizes["weight_name_prefix"]
+    shapes = {prefix + name: shape for name, shape in _visual_shapes(sizes).items()}
+    renamed = _rename({name.removeprefix(prefix): value for name, value in original_state(shapes).items()})
+    _, unexpected = model.load_state_dict(renamed, strict=False)
+    absent = {name for name in model.state_dict() if name.startswith(("vision", "visual"))} - set(renamed)
+    if unexpected or absent:
+        raise KeyError(f"unexpected weights {sorted(unexpected)}, missing weights {sorted(absent)}")
+    return model
+
+
+def _features(model: MaftPlusCLIPModel, arrays: dict) -> dict[str, torch.Tensor]:
+    pixels, masks = torch.from_numpy(arrays["in/pixels"]), torch.from_numpy(arrays["in/masks"])
+    vision = model.encode_image(pixels)
+    return {
+        "out/mask_features": model.get_mask_features(pixels, masks),
+        "out/mask_features_first_image_only": model.get_mask_features(pixels[:1], masks[:1]),
+        "out/cls_unmasked": model.embed_image(vision),
+        "out/dense_unmasked": model.embed_dense(vision).permute(0, 2, 3, 1),
+        "out/dense_masked": model.embed_dense(vision, see_class_token=False).permute(0, 2, 3, 1),
+    }
+
+
+def _states(model: MaftPlusCLIPModel, arrays: dict) -> dict[str, torch.Tensor]:
+    """Tokens after every block, class tokens first, as the original lays them out: (tokens, B, C)."""
+    pixels, masks = torch.from_numpy(arrays["in/pixels"]), torch.from_numpy(arrays["in/masks"])
+    embeddings = model.vision_model.embeddings
+    states = {"mid/positional_embedding_resized": embeddings.interpolate_pos_encoding(None, *pixels.shape[-2:])[0]}
+    for block, tokens in enumerate(_tokens_by_block(model, pixels, masks)):
+        tokens = tokens.transpose(0, 1)
+        name = f"mid/block_{block}_tokens_every8"
+        if name in arrays:
+            states[name] = tokens[::8]
+    states["mid/last_block_first100"] = tokens[:100].transpose(0, 1)
+    return states
+
+
+def _tokens_by_block(model: MaftPlusCLIPModel, pixels: torch.Tensor, masks: torch.Tensor) -> list[torch.Tensor]:
+    """(B, tokens, C) after every block; after a masked block the tokens are Q class tokens and the patches."""
+    recorded = []
+
+    def record(_module, _inputs, output):
+        recorded.append(torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(record) for layer in model.vision_model.encoder.layers]
+    vision = model.encode_image(pixels)
+    visible = model._visible_patches(masks, vision.grid_size)
+    model._run_masked_layers(vision, visible, update_last=True)
+    for handle in handles:
+        handle.remove()
+    return recorded
+
+
+def _exact(model: MaftPlusCLIPModel, arrays: dict) -> list[Comparison]:
+    pixels, masks = torch.from_numpy(arrays["in/pixels"]), torch.from_numpy(arrays["in/masks"])
+    visible = model._visible_patches(masks, model.encode_image(pixels).grid_size)[:, 0, :, :-1]
+    recorded = arrays["mid/mask_attendable"]
+    found = [compare_equal("mid/mask_attendable", np.array_equal(visible.reshape(recorded.shape), recorded), True)]
+    with torch.no_grad():
+        blocks = _tokens_by_block(model, pixels, masks)
+    counts = [(f"mid/block_{block}_n_tokens", tokens.shape[1]) for block, tokens in enumerate(blocks)]
+    return found + [compare_equal(name, count, int(arrays[name])) for name, count in counts if name in arrays]
+
+
+def _visual_shapes(sizes: dict) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the original tower."""
+    width, patch = sizes["width"], sizes["patch_size"]
+    positions = (sizes["input_resolution"] // patch) ** 2 + 1
+    shapes = {
+        "class_embedding": (width,),
+        "positional_embedding": (positions, width),
+        "proj": (width, sizes["output_dim"]),
+        "conv1.weight": (width, 3, patch, patch),
+    }
+    for norm in ("ln_pre", "ln_post"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    for block in range(sizes["layers"]):
+        prefix = f"transformer.resblocks.{block}."
+        shapes |= {prefix + name: shape for name, shape in _block_shapes(width).items()}
+    return shapes
+
+
+def _block_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    shapes = {
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+    }
+    for norm in ("ln_1", "ln_2"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return shapes
+
+
+RENAMES = (
+    ("transformer.resblocks.", "encoder.layers."),
+    (".attn.", ".self_attn."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".c_fc.", ".fc1."),
+    (".c_proj.", ".fc2."),
+    ("ln_pre.", "pre_layrnorm."),
+    ("ln_post.", "post_layernorm."),
+    ("conv1.", "embeddings.patch_embedding."),
+    ("class_embedding", "embeddings.class_embedding"),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+)
+
+
+def _rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenAI's names -> ours."""
+    renamed = {"visual_projection.weight": state.pop("proj").T.contiguous()}
+    for name, value in state.items():
+        for old, new in RENAMES:
+            name = name.replace(old, new)
+        stem, _, kind = name.rpartition("in_proj_")
+        parts = zip(("q_proj.", "k_proj.", "v_proj."), value.chunk(3)) if stem else [(name, value)]
+        renamed |= {f"vision_model.{stem}{part}{kind if stem else ''}": tensor for part, tensor in parts}
+    return renamed
