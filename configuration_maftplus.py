@@ -5,6 +5,7 @@ One configuration covers the family. MAFT+ is ConvNeXt, CDT on, alpha = beta = 1
 `cdt_form="off"`, `ensemble_alpha=0.4`, `ensemble_beta=0.8`. MAFT is a ViT tower behind a frozen `proposer_config`.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -23,6 +24,13 @@ MODEL_AUTO_MAP = {
     "AutoModelForUniversalSegmentation": "modeling_maftplus.MaftPlusForUniversalSegmentation",
     "AutoModelForImageSegmentation": "modeling_maftplus.MaftPlusForUniversalSegmentation",
 }
+# What `pipeline("image-segmentation", model=folder, trust_remote_code=True)` builds from such a folder.
+CUSTOM_PIPELINES = {
+    "image-segmentation": {
+        "impl": "processing_maftplus.MaftPlusSegmentationPipeline",
+        "pt": ["AutoModelForUniversalSegmentation"],
+    }
+}
 
 
 class MaftPlusCLIPConfig(PreTrainedConfig):
@@ -32,7 +40,7 @@ class MaftPlusCLIPConfig(PreTrainedConfig):
     Args:
         text_config (`CLIPTextConfig` or `dict`, *optional*): CLIP's text tower.
         vision_config (`ConvNextConfig`, `CLIPVisionConfig` or `dict`, *optional*):
-            The vision tower; `model_type` is `"convnext"` (mask pooling) or `"clip_vision_model"` (mask-aware attention).
+            The vision tower; `model_type` is `"convnext"` (mask pooling) or `"clip_vision_model"` (masked attention).
         projection_dim (`int`, defaults to 512): Width D of the joint space.
         logit_scale_init_value (`float`, defaults to ln(1/0.07)): Initial `logit_scale`, a logarithm.
         visual_projection_type (`str`, defaults to `"linear"`):
@@ -82,7 +90,8 @@ class MaftPlusConfig(PreTrainedConfig):
     Args:
         clip_config (`MaftPlusCLIPConfig` or `dict`, *optional*): CLIP that takes masks.
         proposer_config (`PreTrainedConfig` or `dict`, *optional*):
-            A frozen universal-segmentation model of transformers as mask proposer (MAFT). `None`: the built-in segmenter.
+            A frozen universal-segmentation model of transformers as mask proposer (MAFT). `None`: the built-in segmenter,
+            which reads a ConvNeXt's maps; a ViT without a proposer classifies the masks it is given (`proposal_logits`).
         proposer_image_mean, proposer_image_std (`list[float]`, *optional*):
             The proposer's own normalisation, in [0, 1] pixel units; the padding stays zero. `None`: ImageNet's.
         use_proposer_void (`bool`, defaults to `True`): Read the void probability from the proposer's last class.
@@ -91,9 +100,10 @@ class MaftPlusConfig(PreTrainedConfig):
         clip_image_size (`int`, *optional*):
             MAFT stretches the padded image to this square before CLIP sees it (480). `None`: no stretching.
         image_mean, image_std (`list[float]`): What the image processor normalises with; undone for a proposer.
-        num_queries, hidden_dim, num_attention_heads, num_points (`int`): Segmenter: mask queries, width, heads, sampling points.
+        num_queries, hidden_dim, num_attention_heads, num_points (`int`):
+            Segmenter: mask queries, width, heads, sampling points a head and level.
         encoder_layers, encoder_feedforward_dim (`int`): Pixel decoder.
-        decoder_layers, dim_feedforward (`int`): Masked-attention decoder; layers, not counting the prediction on the queries.
+        decoder_layers, dim_feedforward (`int`): Masked-attention decoder; the prediction on the queries is not counted.
         cdt_form (`str`, defaults to `"semantic"`):
             Content-Dependent Transfer: `"off"`, `"semantic"` (`LayerNorm(t + Linear(attn))`) or
             `"panoptic"` (`t + LayerNorm(Linear(attn))`).
@@ -166,9 +176,17 @@ class MaftPlusConfig(PreTrainedConfig):
         _check_choices(self)
         _check_segmenter(self)
         kwargs["auto_map"] = {**MODEL_AUTO_MAP, **(kwargs.get("auto_map") or {})}
+        kwargs["custom_pipelines"] = {**copy.deepcopy(CUSTOM_PIPELINES), **(kwargs.get("custom_pipelines") or {})}
         super().__post_init__(**kwargs)
         if self.vocabulary is not None:
             self._adopt_vocabulary_names()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a dictionary of plain values; `pipeline(...)` puts classes where the names of Auto classes stood."""
+        output = super().to_dict()
+        for task in output.get("custom_pipelines", {}).values():
+            task["pt"] = [name if isinstance(name, str) else name.__name__ for name in task.get("pt", ())]
+        return output
 
     def store_vocabulary(self, vocabulary: list[list[str]], stuff_ids: list[int], seen_ids: list[int]) -> None:
         """Make `vocabulary` (a list of synonyms a class) the stored one; `id2label` and `label2id` follow it."""
@@ -182,11 +200,16 @@ class MaftPlusConfig(PreTrainedConfig):
         default = {index: f"LABEL_{index}" for index in range(2)}  # what transformers puts where nothing was said
         if self.id2label not in (None, default, names):
             raise ValueError(
-                f"`id2label` ({len(self.id2label)} labels) contradicts the stored `vocabulary` ({len(names)} classes): "
-                "change the words with `model.set_vocabulary(processor, names)`, which keeps both in step."
+                f"`id2label` ({len(self.id2label)} labels) contradicts the stored `vocabulary` ({len(names)} classes). "
+                "Change the words with `model.set_vocabulary(processor, names)`, which keeps both in step."
             )
         self.id2label = names
         self.label2id = {name: index for index, name in names.items()}
+
+    @property
+    def has_segmenter(self) -> bool:
+        """Whether the model proposes masks itself: no other proposer, and a ConvNeXt whose maps the segmenter reads."""
+        return self.proposer_config is None and self.clip_config.vision_config.model_type == "convnext"
 
     @property
     def prompt_class_ids(self) -> list[int]:
@@ -261,16 +284,10 @@ def _check_choices(config: MaftPlusConfig) -> None:
 
 
 def _check_segmenter(config: MaftPlusConfig) -> None:
-    if config.proposer_config is not None:
+    if not config.has_segmenter:
         return
-    if config.clip_config.vision_config.model_type != "convnext":
-        raise ValueError(
-            "The built-in segmenter needs the feature maps of a ConvNeXt tower; with a ViT in `clip_config` give a "
-            "`proposer_config` (a Mask2Former or MaskFormer configuration)."
-        )
-    _require_positive(
-        config, "num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers"
-    )
+    sizes = ("num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers")
+    _require_positive(config, *sizes)
     if config.hidden_dim % 32 or config.hidden_dim % config.num_attention_heads:
         raise ValueError(
             f"`hidden_dim` ({config.hidden_dim}) must be a multiple of 32 (normalisation groups) and of "
