@@ -1,0 +1,318 @@
+"""Trainer of MAFT and MAFT+: what trains, at which rate, against which frozen teacher, and what the logs say.
+
+Sources: arXiv 2408.00744, "Implementation Details" (MAFT+: segmenter, CDT, void and the vision trunk at a tenth of the
+rate); arXiv 2310.00240, section 4 (MAFT: attention and norms of the ViT behind a frozen proposer).
+Which tensors train is decided by modules, and a test compares the list with that of the released code.
+"""
+
+import copy
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from maftplus.loss_maftplus import NUM_IMAGES, count_targets
+from maftplus.modeling_maftplus import classification_logits
+from maftplus.train.losses import compensation_loss, distillation_loss
+
+logger = logging.get_logger(__name__)
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or NaN; the message names the images of the batch."""
+
+
+@dataclass
+class MaftPlusTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the published settings of MAFT+ as defaults, and what only MAFT+ needs."""
+
+    trunk_lr_multiplier: float = field(
+        default=0.1, metadata={"help": "Learning rate of CLIP's vision trunk relative to `learning_rate`."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
+    weight_decay: float = field(default=2e-5, metadata={"help": "Decay of all but norms and embedding layers."})
+    max_grad_norm: float = field(default=0.01, metadata={"help": "Largest norm of the whole gradient."})
+    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Name of the schedule."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"power": 0.9, "lr_end": 0.0}, metadata={"help": "JSON; arguments of the schedule."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Samples are pictures, not columns."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave an incomplete last batch out."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every trained tensor takes part in every step, so no search is needed."}
+    )
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ..."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "`dataloader_persistent_workers` must be off: workers learn the epoch, which seeds the augmentation, "
+                "when they start."
+            )
+
+
+def trainable_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The modules of a `MaftPlusForUniversalSegmentation` that its losses train, by name in `model`.
+
+    MAFT+ and FC-CLIP: segmenter and void embedding, CDT where there is one; the vision trunk as long as a loss reaches
+    it (mask-aware or compensation). MAFT: attention and LayerNorms of every ViT layer and the final norm.
+    The text tower, the projections and CLIP's logit scale never train.
+    """
+    network, config = model.model, model.config
+    modules = {}
+    if config.proposer_config is None:
+        modules = {"model.segmenter": network.segmenter, "model.void_embedding": network.void_embedding}
+    if config.cdt_form != "off":
+        modules["model.cdt"] = network.cdt
+    if config.mask_aware_weight > 0 or config.compensation_weight > 0:
+        modules.update(_trainable_trunk(network.clip.vision_model, "model.clip.vision_model"))
+    return modules
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of `trainable_modules`, by its full name in `model`."""
+    return {
+        f"{prefix}.{name}": parameter
+        for prefix, module in trainable_modules(model).items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def freeze_all_but_trainable(model: nn.Module) -> None:
+    """Let gradients reach `trainable_parameters(model)` and nothing else."""
+    model.requires_grad_(False)
+    for parameter in trainable_parameters(model).values():
+        parameter.requires_grad_(True)
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, trunk_lr_multiplier: float = 0.1
+) -> list[dict[str, Any]]:
+    """
+    Groups for AdamW: at most one for each pair of learning rate and decay, with the parameters' `names`.
+
+    CLIP's vision trunk gets `trunk_lr_multiplier`; norms and embedding layers get no decay. Bare parameters (level
+    embedding, layer scales, logit scale) decay, as in the released code.
+    """
+    no_decay = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (*NORMS, nn.Embedding))
+        for parameter in module.parameters(recurse=False)
+    }
+    trunk = {id(parameter) for parameter in model.model.clip.parameters()}
+    groups = {}
+    for name, parameter in trainable_parameters(model).items():
+        rate = learning_rate * (trunk_lr_multiplier if id(parameter) in trunk else 1.0)
+        decay = 0.0 if id(parameter) in no_decay else weight_decay
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def frozen_copy(clip: nn.Module) -> nn.Module:
+    """A teacher: CLIP as it is now, without its text tower, in evaluation mode, out of reach of gradients."""
+    teacher = copy.deepcopy(clip, {id(clip.text_model): None})
+    return teacher.eval().requires_grad_(False)
+
+
+class MaftPlusTrainer(Trainer):
+    """
+    `Trainer` for `MaftPlusForUniversalSegmentation`.
+
+    Batches hold the model's inputs with `mask_labels` and `class_labels`, and may hold `point_seeds` (B,) and
+    `image_names` (a list, for error messages). Losses are divided by counts summed over all processes and accumulation
+    steps, so any split of a batch trains alike.
+
+    Args:
+        teacher (`MaftPlusCLIPModel`, *optional*):
+            The original CLIP. By default a copy of `model`'s CLIP when the trainer is built; so build the model from
+            the *original* weights also when a run is resumed: `train(resume_from_checkpoint=...)` loads the trained
+            ones afterwards. It is no part of the model and is never saved.
+        *args, **kwargs: As for `Trainer`.
+    """
+
+    def __init__(self, *args, teacher: nn.Module | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
+        freeze_all_but_trainable(self.model)
+        self._frozen = frozen_modules(self.model)
+        config = self.model.config
+        self._compensates = config.compensation_weight > 0 and config.clip_config.takes_masks_by_pooling
+        self._distils = config.distillation_weight > 0 and config.proposer_config is not None
+        self.teacher = None
+        if self._compensates or self._distils:
+            teacher = frozen_copy(self.model.model.clip) if teacher is None else teacher.eval().requires_grad_(False)
+            self.teacher = teacher.to(self.args.device)
+        self._loss_sums: dict[str, Tensor] = {}
+        self._num_summed = 0
+        self.add_callback(EpochCallback())
+        self.sigterm = SigtermCallback()
+        self.add_callback(self.sigterm)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or `args.optim`) over `parameter_groups`."""
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(self.model, args.learning_rate, args.weight_decay, args.trunk_lr_multiplier)
+            groups = [{name: value for name, value in group.items() if name != "names"} for group in groups]
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(args, self.model)
+            self.optimizer = optimizer_class(groups, **arguments)
+        return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The batches of one optimiser step and, as "items", the mean of their counts over steps and processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or "class_labels" not in batches[0]:
+            return batches, None
+        num_queries = self.model.config.num_queries
+        counts = [count_targets(self.model.config, batch["class_labels"], num_queries) for batch in batches]
+        return batches, self.accelerator.reduce(torch.stack(counts).mean(0).to(device), reduction="mean")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None
+    ):
+        """Losses of the model, then those against the teacher; sums them up for the logs."""
+        inputs = dict(inputs)
+        names = inputs.pop("image_names", None)
+        if model.training:
+            self._keep_frozen_parts_in_eval_mode()
+        outputs = model(**inputs, loss_counts=num_items_in_batch)
+        losses = {**outputs.loss_dict, **self._teacher_losses(inputs, outputs, num_items_in_batch)}
+        loss = sum(losses.values())
+        _stop_unless_finite(loss, losses, names, self.state.global_step)
+        if model.training:
+            self._add_to_logs(losses)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds every sub-loss, averaged over the steps since the last log and over processes."""
+        if self._num_summed and "loss" in logs:
+            names = sorted(self._loss_sums)
+            means = torch.stack([self._loss_sums[name] for name in names]) / self._num_summed
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs.update(zip(names, (round(value, 6) for value in means.tolist())))
+            self._loss_sums, self._num_summed = {}, 0
+        super().log(logs, start_time)
+
+    def _teacher_losses(self, inputs: dict[str, Any], outputs, counts: Tensor | None) -> dict[str, Tensor]:
+        if self.teacher is None:
+            return {}
+        config, num_images = self.model.config, None if counts is None else counts[NUM_IMAGES]
+        with torch.no_grad():
+            vision = self.teacher.encode_image(self._clip_pixels(inputs["pixel_values"]))
+        losses = {}
+        if self._compensates:
+            loss = compensation_loss(outputs.dense_features, vision.dense_features, num_images)
+            losses["loss_compensation"] = config.compensation_weight * loss
+        if self._distils:
+            with torch.no_grad():
+                original = self._image_logits(self.teacher.embed_image(vision), inputs, outputs)
+            loss = distillation_loss(self._image_logits(outputs.image_embeds, inputs, outputs), original, num_images)
+            losses["loss_distillation"] = config.distillation_weight * loss
+        return losses
+
+    def _clip_pixels(self, pixel_values: Tensor) -> Tensor:
+        size = self.model.config.clip_image_size
+        if size is None:
+            return pixel_values
+        return F.interpolate(pixel_values, size=(size, size), mode="bilinear", align_corners=False)
+
+    def _image_logits(self, image_embeds: Tensor, inputs: dict[str, Any], outputs) -> Tensor:
+        """Class logits of whole images (B, K+1)."""
+        class_ids = inputs.get("text_class_ids")
+        if class_ids is None:
+            class_ids = torch.tensor(self.model.config.prompt_class_ids, device=image_embeds.device)
+        num_classes = outputs.out_vocab_logits.shape[-1] - 1
+        scale = self.model.model.clip.logit_scale
+        return classification_logits(image_embeds[:, None], outputs.text_embeds, scale, class_ids, num_classes)[:, 0]
+
+    def _keep_frozen_parts_in_eval_mode(self) -> None:
+        for module in self._frozen:
+            module.eval()
+
+    def _add_to_logs(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            value = value.detach().float()
+            self._loss_sums[name] = self._loss_sums[name] + value if name in self._loss_sums else value
+        self._num_summed += 1
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data set its epoch, which seeds the augmentation; accelerate does so on one process only."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        dataset = getattr(train_dataloader, "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+
+class SigtermCallback(TrainerCallback):
+    """On SIGTERM: finish the step, save a checkpoint, stop. `received` tells whether that happened."""
+
+    def __init__(self):
+        self.received = False
+        self._previous = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.received = _on_any_process(self.received, args.device)
+        if self.received:
+            logger.warning("SIGTERM: saving a checkpoint at step %d and stopping.", state.global_step)
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+
+    def _receive(self, signum, frame):
+        self.received = True
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The largest modules none of whose parameters train (proposer, text tower): they stay in evaluation mode."""
+    parameters = list(model.parameters())
+    if not any(parameter.requires_grad for parameter in parameters):
+        return [model] if parameters else []  # a bare dropout belongs to whoever trains around it
+    return [frozen for child in model.children() for frozen in frozen_modules(child)]
+
+
+def _trainable_trunk(vision_model: nn.Module, prefix: str) -> dict[str, nn.Module]:
+    if hasattr(vision_model, "post_layernorm"):  # ViT
+        modules = {f"{prefix}.post_layernorm": vision_model.post_layernorm}
+        for index, layer in enumerate(vision_model.encoder.layers):
+            for name in ("self_attn", "layer_norm1", "layer_norm2"):
+                modules[f"{prefix}.encoder.layers.{index}.{name}"] = getattr(layer, name)
+        return modules
+    return {f"{prefix}.embeddings": vision_model.embeddings, f"{prefix}.encoder": vision_model.encoder}
+
+
+def _stop_unless_finite(loss: Tensor, losses: dict[str, Tensor], names: Sequence[str] | None, step: int) -> None:
+    if not torch.isfinite(loss):
+        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+        raise NonFiniteLossError(
+            f"Step {step}: {', '.join(bad) or 'the sum of the losses'} is not finite. Images of the batch: "
+            f"{', '.join(map(str, names or ['unknown']))}. Lower the learning rate, or look at these images."
+        )
+
+
+def _on_any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set anywhere, so that all processes save at the same step."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
