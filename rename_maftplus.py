@@ -45,7 +45,7 @@ class Rule:
             return {names[0]: torch.full_like(tensor, self.constant)}
         if len(names) > 1:
             return dict(zip(names, tensor.chunk(len(names), dim=0)))
-        return {name: tensor.T if self.do_transpose else tensor for name in names}
+        return dict.fromkeys(names, tensor.T if self.do_transpose else tensor)
 
 
 @dataclass(frozen=True)
@@ -296,19 +296,19 @@ def convert_maft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     MAFT's CLIP -> `MaftPlusCLIPModel`: the student tower (`IPCLIP`), the text tower, logit scale ln(100).
 
-    The non-object row is left out; `convert_maft_model_state` has it. Raises ValueError as `convert_maftplus_state` does.
+    The non-object row is left out; `convert_maft_model_state` has it. Raises ValueError as above.
     """
     renamed_state = convert_state(state, "maft")
     return {name.removeprefix("clip."): tensor for name, tensor in renamed_state.items() if name.startswith("clip.")}
 
 
 def convert_maft_model_state(state: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
-    """MAFT's CLIP and its non-object row (as void) -> `MaftPlusForUniversalSegmentation`, without a proposer's weights."""
+    """MAFT's CLIP and non-object row (as void) -> `MaftPlusForUniversalSegmentation`, without a proposer's weights."""
     return {prefix + name: tensor for name, tensor in convert_state(state, "maft").items()}
 
 
 def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The frozen CLIP of training in a MAFT+ or MAFT state, under `MaftPlusCLIPModel` names; empty if there is none."""
+    """The frozen CLIP of training in a MAFT+ or MAFT state, under `MaftPlusCLIPModel` names; empty if it has none."""
     for prefix, kind in (("backbone_t.clip_model.", "open_clip"), ("clip_adapter.clip_model.", "openai_clip")):
         part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         if part:

@@ -1,0 +1,190 @@
+"""Reading checkpoints without executing anything, and writing folders so that a crash leaves nothing half-made.
+
+A checkpoint is `torch.save`'s file or safetensors, or a folder that holds one. Pickle is only read with
+`weights_only=True`. Tensors stay on disk (memory-mapped) until they are written, one at a time.
+"""
+
+import json
+import pickle
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or converted; the message is for the user and names the file."""
+
+
+def find_weights(source: Path) -> Path:
+    """The weight file: `source` itself, or the known one in a folder. Raises CheckpointError."""
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: there is no such file or folder.")
+    for name in WEIGHT_FILES:
+        if (source / name).is_file():
+            return source / name
+    raise CheckpointError(f"{source}: the folder holds none of {', '.join(WEIGHT_FILES)}.")
+
+
+def read_state(source: Path) -> dict[str, Tensor]:
+    """
+    The state dict of a checkpoint, wrappers (`model`, `state_dict`, `module.`) seen through, on the CPU.
+
+    Raises:
+        CheckpointError: if there is no file, it is cut short, or it holds anything but tensors and plain containers.
+    """
+    path = find_weights(Path(source))
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    return unwrap(content, path)
+
+
+def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The dictionary of tensors inside `content`; see `read_state`."""
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[key] for key in WRAPPERS if key in content), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(
+            f"{path}: found no dictionary of tensors, neither at the top nor under {', '.join(WRAPPERS)}."
+        )
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path}: these entries of the state dict are no tensors: {', '.join(others[:8])}.")
+    return _without_prefixes({str(name): tensor for name, tensor in content.items()})
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES * 2:  # either may be outermost
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)  # memory-mapped
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cut short or no safetensors file ({error}).") from error
+
+
+def _load_pickle(path: Path) -> Any:
+    """`torch.load` that cannot run code; memory-mapped unless the file has the old format, which torch cannot map."""
+    try:
+        return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_explain_refusal(path, error)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path}: a TorchScript archive holds code, which is not run. Save its `state_dict()` instead."
+            ) from error
+        raise CheckpointError(f"{path}: cut short or no checkpoint ({_first_line(error)}).") from error
+
+
+def _explain_refusal(path: Path, error: Exception) -> str:
+    if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
+        return (
+            f"{path}: the file needs more than tensors and plain containers ({_first_line(error)}). "
+            "Loading it could run code, so it is refused; save the state dict alone with `torch.save(model.state_dict(), ...)`."
+        )
+    return f"{path}: cut short or no checkpoint ({_first_line(error)})."
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says about a file, without its advice to load unsafely."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    details = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return (details or lines or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """
+    A folder to fill that becomes `out` when all went well, and vanishes when anything went wrong.
+
+    Raises:
+        CheckpointError: if `out` exists already and is not an empty folder, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists already; give another output folder or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)  # mkdtemp's folders are private
+        staging.replace(out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: could not be written ({error.strerror or error}). Nothing was kept.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, show_progress: bool = False) -> None:
+    """
+    Write `tensors` to `path`, one at a time: memory-mapped checkpoints never lie in memory as a whole.
+
+    `safetensors.torch.save_file` copies everything first in older releases. Floats become float32, whatever they were.
+    """
+    names = sorted(tensors)
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name in names:
+        shape, dtype = list(tensors[name].shape), _saved_dtype(tensors[name])
+        size = tensors[name].numel() * dtype.itemsize
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPES[dtype],
+            "shape": shape,
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file, tqdm(total=offset, unit="B", unit_scale=True, disable=not show_progress) as bar:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in names:
+            bar.update(file.write(_as_bytes(tensors[name])))
+
+
+def _saved_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu", _saved_dtype(tensor)).contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+__all__ = ["CheckpointError", "find_weights", "new_folder", "read_state", "unwrap", "write_safetensors"]

@@ -1,0 +1,295 @@
+"""What a checkpoint is, read off its names and shapes: kind, task, configuration.
+
+Sources: the released configurations of MAFT+ (arXiv 2408.00744), FC-CLIP (arXiv 2308.02487), MAFT (arXiv 2310.00240).
+Shapes tell widths, depths and numbers of queries. What they cannot tell follows the released rule (text heads of
+width 64, 8 heads and 4 points in the segmenter, CDT's token order) and can be overruled by a configuration file.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from .checkpoint_maftplus import CheckpointError
+from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from .rename_maftplus import convert_state
+
+logger = logging.get_logger(__name__)
+
+# kind -> its rename table; FC-CLIP's names are MAFT+'s without CDT and teacher
+TABLE_OF = {
+    "maftplus": "maftplus",
+    "fcclip": "maftplus",
+    "maft": "maft",
+    "open_clip": "open_clip",
+    "openai_clip": "openai_clip",
+}
+TASKS = ("semantic", "panoptic")
+TASK_OF_CLASS_WEIGHTS = {172: "semantic", 134: "panoptic"}  # COCO-Stuff 171 and COCO panoptic 133, void added
+HEAD_WIDTH = 64
+SEGMENTER_HEADS, SEGMENTER_POINTS = 8, 4
+END_OF_TEXT = 49407
+MAFT_FIRST_MASKED_LAYER = 8
+MAFT_IMAGE_SIZE = 480
+
+
+def detect_kind(names: Iterable[str]) -> str:
+    """
+    One of `TABLE_OF`, from the state dict's names.
+
+    Raises:
+        CheckpointError: if it is none of these, or a CLIP that transformers loads as it is.
+    """
+    names = list(names)
+    if _any_starts(names, "IPCLIP."):
+        return "maft"
+    if _any_starts(names, "backbone.clip_model."):
+        return "maftplus" if _any_starts(names, "cdt.") else "fcclip"
+    if _any_starts(names, "visual.trunk."):
+        return "open_clip"
+    if _any_starts(names, "visual.conv1.", "visual.class_embedding"):
+        return "openai_clip"
+    if _any_starts(names, "text_model.") and _any_starts(names, "vision_model."):
+        raise CheckpointError(
+            "This is a transformers CLIP: no conversion is needed, `MaftPlusCLIPModel.from_pretrained` loads its folder."
+        )
+    raise CheckpointError(
+        "Unknown architecture: neither MAFT+, FC-CLIP, MAFT (`IPCLIP.*`), OpenCLIP's ConvNeXt (`visual.trunk.*`) nor "
+        f"OpenAI's CLIP (`visual.conv1.*`). The first names are: {', '.join(names[:5])}."
+    )
+
+
+def infer_task(state: Mapping[str, Tensor], kind: str, task: str | None = None) -> str | None:
+    """
+    "semantic" or "panoptic" from the length of the loss's class weights; `task` overrules it. None for bare CLIPs.
+
+    Raises:
+        CheckpointError: if neither tells the task of a MAFT+ checkpoint, or `task` is another word.
+    """
+    if task is not None and task not in TASKS:
+        raise CheckpointError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+    if kind not in ("maftplus", "fcclip"):
+        return "semantic" if kind == "maft" else None
+    weights = state.get("criterion.empty_weight")
+    found = None if weights is None else TASK_OF_CLASS_WEIGHTS.get(len(weights))
+    if task is not None and found not in (None, task):
+        logger.warning(f"The class weights are those of a {found} checkpoint; converted as {task}, as asked.")
+    if task is None and found is None and kind == "maftplus":
+        got = "no `criterion.empty_weight`" if weights is None else f"{len(weights)} class weights"
+        raise CheckpointError(
+            f"Semantic and panoptic MAFT+ checkpoints have the same names, and {got} tell neither from the other "
+            "(172: semantic, 134: panoptic). Give `task` (`--task semantic` or `--task panoptic`)."
+        )
+    return task or found or "panoptic"
+
+
+def infer_config(
+    state: Mapping[str, Tensor],
+    kind: str,
+    task: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    proposer_config: PreTrainedConfig | None = None,
+) -> PreTrainedConfig:
+    """
+    The configuration of the converted model, from the original's names and shapes.
+
+    Args:
+        state: The original state dict; tensors of the meta device will do.
+        kind: As `detect_kind` gives it.
+        task: As `infer_task` gives it.
+        overrides: Fields of the configuration (nested) that replace the released rule.
+        proposer_config: MAFT: the proposer of the full model; without one it becomes a bare CLIP.
+    Raises:
+        CheckpointError: if `overrides` has an unknown field or contradicts the shapes.
+        ValueError: if names are unknown or missing.
+    """
+    converted = convert_state(state, TABLE_OF[kind])
+    is_full = kind in ("maftplus", "fcclip") or proposer_config is not None
+    clip = {name.removeprefix("clip."): tensor for name, tensor in converted.items()}
+    shapes, rules = _clip_shapes(clip), _clip_rules(clip, kind)
+    if is_full:
+        shapes, rules = {"clip_config": shapes}, {"clip_config": rules, **_model_rules(kind, task)}
+        shapes.update(_segmenter_shapes(converted) if proposer_config is None else {})
+    overrides = overrides or {}
+    _check_contradictions(shapes, overrides)
+    fields = _merged(_merged(shapes, rules), overrides)
+    if is_full and overrides.get("cdt_form", rules["cdt_form"]) != rules["cdt_form"]:
+        _check_cdt_form(rules["cdt_form"], overrides["cdt_form"], task)
+    if proposer_config is not None:
+        fields["proposer_config"] = proposer_config
+    config_class = MaftPlusConfig if is_full else MaftPlusCLIPConfig
+    _check_fields(overrides, config_class(**_merged(shapes, rules), **_given(proposer_config)))
+    return config_class(**fields)
+
+
+def variant_name(config: PreTrainedConfig, kind: str) -> str:
+    """What people call it: "MAFT+ base", or the kind and the width of the joint space."""
+    clip = getattr(config, "clip_config", config)
+    title = {"maftplus": "MAFT+", "fcclip": "FC-CLIP", "maft": "MAFT", "open_clip": "OpenCLIP", "openai_clip": "CLIP"}
+    vision = clip.vision_config
+    sizes = {(128, 640): "base", (192, 768): "large"} if vision.model_type == "convnext" else {}
+    sizes.update({(768, 512): "ViT-B", (1024, 768): "ViT-L"} if not sizes else {})
+    width = vision.hidden_sizes[0] if vision.model_type == "convnext" else vision.hidden_size
+    return f"{title[kind]} {sizes.get((width, clip.projection_dim), f'of width {width}')}"
+
+
+def _any_starts(names: list[str], *prefixes: str) -> bool:
+    return any(name.startswith(prefixes) for name in names)
+
+
+def _given(proposer_config: PreTrainedConfig | None) -> dict[str, Any]:
+    return {} if proposer_config is None else {"proposer_config": proposer_config}
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of repeated blocks whose names start with `prefix` and their number."""
+    rests = (name.removeprefix(prefix) for name in state if name.startswith(prefix))
+    return len({rest.split(".")[0] for rest in rests})
+
+
+def _clip_shapes(clip: Mapping[str, Tensor]) -> dict[str, Any]:
+    tokens = clip["text_model.embeddings.token_embedding.weight"]
+    text = {
+        "vocab_size": tokens.shape[0],
+        "hidden_size": tokens.shape[1],
+        "max_position_embeddings": clip["text_model.embeddings.position_embedding.weight"].shape[0],
+        "num_hidden_layers": _count(clip, "text_model.encoder.layers."),
+        "intermediate_size": clip["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "projection_dim": clip["text_projection.weight"].shape[0],
+    }
+    is_convnext = "vision_model.embeddings.class_embedding" not in clip
+    return {
+        "text_config": text,
+        "vision_config": _convnext_shapes(clip) if is_convnext else _vit_shapes(clip),
+        "projection_dim": text["projection_dim"],
+        "visual_projection_type": "linear" if "visual_projection.weight" in clip else "mlp",
+    }
+
+
+def _convnext_shapes(clip: Mapping[str, Tensor]) -> dict[str, Any]:
+    patches = clip["vision_model.embeddings.patch_embeddings.weight"]
+    stages = [
+        f"vision_model.encoder.stages.{index}.layers." for index in range(_count(clip, "vision_model.encoder.stages."))
+    ]
+    return {
+        "model_type": "convnext",
+        "num_channels": patches.shape[1],
+        "patch_size": patches.shape[2],
+        "num_stages": len(stages),
+        "hidden_sizes": [clip[f"{stage}0.dwconv.weight"].shape[0] for stage in stages],
+        "depths": [_count(clip, stage) for stage in stages],
+    }
+
+
+def _vit_shapes(clip: Mapping[str, Tensor]) -> dict[str, Any]:
+    patches = clip["vision_model.embeddings.patch_embedding.weight"]
+    positions = clip["vision_model.embeddings.position_embedding.weight"].shape[0]
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": patches.shape[0],
+        "num_channels": patches.shape[1],
+        "patch_size": patches.shape[2],
+        "image_size": patches.shape[2] * math.isqrt(positions - 1),
+        "num_hidden_layers": _count(clip, "vision_model.encoder.layers."),
+        "intermediate_size": clip["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "projection_dim": clip["visual_projection.weight"].shape[0],
+    }
+
+
+def _clip_rules(clip: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
+    """What the shapes of CLIP do not tell."""
+    is_vit = "vision_model.embeddings.class_embedding" in clip
+    vocabulary, width = clip["text_model.embeddings.token_embedding.weight"].shape
+    text = {
+        "num_attention_heads": max(width // HEAD_WIDTH, 1),
+        "hidden_act": "quick_gelu" if is_vit else "gelu",  # OpenAI's towers against OpenCLIP's
+        "bos_token_id": min(END_OF_TEXT, vocabulary - 1) - 1,
+        "eos_token_id": min(END_OF_TEXT, vocabulary - 1),
+    }
+    if not is_vit:
+        return {
+            "text_config": text,
+            "vision_config": {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "image_size": 320},
+        }
+    width = clip["vision_model.embeddings.class_embedding"].shape[0]
+    layers = _count(clip, "vision_model.encoder.layers.")
+    return {
+        "text_config": text,
+        "vision_config": {"num_attention_heads": max(width // HEAD_WIDTH, 1), "hidden_act": "quick_gelu"},
+        "first_masked_layer": min(MAFT_FIRST_MASKED_LAYER, layers),
+        "position_align_corners": kind == "maft",
+    }
+
+
+def _segmenter_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    queries = state["segmenter.decoder.queries_features.weight"]
+    return {
+        "num_queries": queries.shape[0],
+        "hidden_dim": queries.shape[1],
+        "encoder_layers": _count(state, "segmenter.pixel_decoder.layers."),
+        "encoder_feedforward_dim": state["segmenter.pixel_decoder.layers.0.fc1.weight"].shape[0],
+        "decoder_layers": _count(state, "segmenter.decoder.layers."),
+        "dim_feedforward": state["segmenter.decoder.layers.0.fc1.weight"].shape[0],
+    }
+
+
+def _model_rules(kind: str, task: str | None) -> dict[str, Any]:
+    """The released settings of the whole model."""
+    rules: dict[str, Any] = {"num_attention_heads": SEGMENTER_HEADS, "num_points": SEGMENTER_POINTS}
+    if kind == "maftplus":
+        return {**rules, "cdt_form": task, "cdt_token_order": "released"}
+    rules.update(cdt_form="off", compensation_weight=0.0)
+    if kind == "fcclip":
+        return {**rules, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "mask_aware_weight": 0.0}
+    return {
+        **rules,
+        "clip_image_size": MAFT_IMAGE_SIZE,
+        "proposal_align_corners": True,
+        "use_proposer_void": False,
+        "distillation_weight": 0.1,
+    }
+
+
+def _merged(fields: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with `others` laid over, nested dictionaries too."""
+    result = dict(fields)
+    for name, value in others.items():
+        is_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = _merged(result[name], value) if is_nested else value
+    return result
+
+
+def _check_contradictions(shapes: Mapping[str, Any], overrides: Mapping[str, Any], path: str = "") -> None:
+    for name, value in overrides.items():
+        if name not in shapes:
+            continue
+        if isinstance(shapes[name], Mapping) and isinstance(value, Mapping):
+            _check_contradictions(shapes[name], value, f"{path}{name}.")
+        elif value != shapes[name]:
+            raise CheckpointError(
+                f"`{path}{name}` is {value!r} in the configuration file, but the tensors' shapes say {shapes[name]!r}."
+            )
+
+
+def _check_fields(overrides: Mapping[str, Any], config: PreTrainedConfig, path: str = "") -> None:
+    for name, value in overrides.items():
+        if not hasattr(config, name):
+            raise CheckpointError(f"`{path}{name}` in the configuration file is no field of {type(config).__name__}.")
+        if isinstance(value, Mapping) and isinstance(getattr(config, name), PreTrainedConfig):
+            _check_fields(value, getattr(config, name), f"{path}{name}.")
+
+
+def _check_cdt_form(inferred: str, given: str, task: str | None) -> None:
+    """CDT cannot be added or taken away, and its form is the task's."""
+    if "off" in (inferred, given):
+        there = "has none" if inferred == "off" else "has it"
+        raise CheckpointError(f"`cdt_form` is {given!r} in the configuration file, but the checkpoint {there}.")
+    raise CheckpointError(
+        f"`cdt_form` {given!r} in the configuration file contradicts the task {task!r}: give `task`."
+    )
+
+
+__all__ = ["TABLE_OF", "TASKS", "detect_kind", "infer_config", "infer_task", "variant_name"]
