@@ -1,0 +1,224 @@
+"""Segments for people and for other programs: an overlay with a legend, a label PNG, a JSON document.
+
+The label PNG follows COCO panoptic: a segment's id is R + 256 G + 256^2 B, 0 is void (arXiv 1801.00868 and its format
+page). Shapes: masks are (height, width) bool; boxes are [x, y, width, height] in pixels, as in COCO.
+"""
+
+import colorsys
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from scipy.ndimage import distance_transform_edt
+
+OPACITY = 0.55
+SMALLEST_SIDE = 480  # smaller pictures are enlarged, so that lines and legend stay readable
+LARGEST_LEGEND = 60
+BACKGROUND, INK, FAINT_INK = (255, 255, 255), (28, 30, 34), (110, 116, 124)
+
+
+@dataclass
+class Segment:
+    """One segment of a picture. `score` in [0, 1], or None where the task gives none (semantic)."""
+
+    id: int
+    label: str
+    label_id: int
+    isthing: bool
+    score: float | None
+    mask: np.ndarray
+
+    @property
+    def area(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def bbox(self) -> list[int]:
+        """[x, y, width, height]; zeros for an empty mask."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        if not len(rows):
+            return [0, 0, 0, 0]
+        return [int(value) for value in (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the mask, for JSON."""
+        names = ("id", "label", "label_id", "isthing", "score", "area", "bbox")
+        return {name: getattr(self, name) for name in names}
+
+
+def segments_from_pipeline(results: Iterable[dict[str, Any]], stuff_ids: Sequence[int] = ()) -> list[Segment]:
+    """What `MaftPlusSegmentationPipeline` returns for a picture -> segments, numbered from 1 in the same order."""
+    return [
+        Segment(
+            id=index,
+            label=result["label"],
+            label_id=result["label_id"],
+            isthing=result["label_id"] not in stuff_ids,
+            score=result["score"],
+            mask=np.asarray(result["mask"]) > 0,
+        )
+        for index, result in enumerate(results, start=1)
+    ]
+
+
+def label_image(segments: Sequence[Segment], size: tuple[int, int]) -> Image.Image:
+    """
+    Ids as an RGB picture of `size` (width, height). Where instances overlap, the better score lies on top.
+    """
+    ids = np.zeros(size[::-1], dtype=np.uint32)
+    for segment in sorted(segments, key=lambda one: one.score or 0.0):
+        ids[segment.mask] = segment.id
+    return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8))
+
+
+def overlay_image(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
+    """The picture under coloured, outlined, numbered segments, and a legend: number, label, score, share of the area."""
+    scale = max(1, math.ceil(SMALLEST_SIDE / min(picture.size)))
+    canvas = picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    colours = [segment_colour(index) for index in range(len(segments))]
+    order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
+    for index in order:
+        canvas = _paint(canvas, _enlarge(segments[index].mask, canvas.size), colours[index])
+    for index in order:
+        _write_number(canvas, _enlarge(segments[index].mask, canvas.size), segments[index].id, colours[index])
+    return _with_legend(canvas, segments, colours)
+
+
+def segment_colour(index: int) -> tuple[int, int, int]:
+    """RGB of the segment at `index`: hues a golden angle apart, so neighbours in the list differ most."""
+    hue = (0.58 + index * 0.61803398875) % 1.0
+    saturation, value = ((0.85, 0.95), (0.60, 0.80), (0.95, 0.65))[index % 3]
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def _enlarge(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+
+
+def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """Colour inside the mask, a full-strength line with a light rim along its border."""
+    thickness = max(1, round(min(canvas.size) / 350))
+    inner = mask.filter(ImageFilter.MinFilter(2 * thickness + 1))
+    rim = mask.filter(ImageFilter.MinFilter(3))
+    tinted = Image.blend(canvas, Image.new("RGB", canvas.size, colour), OPACITY)
+    line = Image.new("RGB", canvas.size, colour)
+    painted = Image.composite(line, canvas, mask)
+    painted = Image.composite(tinted, painted, inner)
+    edge = Image.composite(Image.new("RGB", canvas.size, BACKGROUND), painted, mask)
+    return Image.composite(painted, edge, Image.composite(rim, Image.new("L", canvas.size, 255), mask))
+
+
+def _write_number(canvas: Image.Image, mask: Image.Image, number: int, colour: tuple[int, int, int]) -> None:
+    """The segment's number on a badge, where the segment is thickest."""
+    if mask.getbbox() is None:
+        return
+    shrink = max(1, max(canvas.size) // 256)
+    inside = np.pad(np.asarray(mask.reduce(shrink)) > 127, 1)
+    row, column = np.unravel_index(np.argmax(distance_transform_edt(inside)), inside.shape)
+    centre = ((column - 0.5) * shrink, (row - 0.5) * shrink)
+    font = ImageFont.load_default(size=max(13, round(min(canvas.size) / 32)))
+    draw = ImageDraw.Draw(canvas)
+    left, top, right, bottom = draw.textbbox(centre, str(number), font=font, anchor="mm")
+    draw.rounded_rectangle(
+        (left - 5, top - 4, right + 5, bottom + 4), radius=6, fill=BACKGROUND, outline=colour, width=2
+    )
+    draw.text(centre, str(number), font=font, anchor="mm", fill=INK)
+
+
+def _with_legend(
+    canvas: Image.Image, segments: Sequence[Segment], colours: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    """The legend beside a tall picture, below a wide one."""
+    font = ImageFont.load_default(size=max(14, round(min(canvas.size) / 30)))
+    rows = [_legend_row(segment, colour) for segment, colour in zip(segments, colours)][:LARGEST_LEGEND]
+    rows = [(None, "segment", "score  area"), *rows] if rows else []
+    if len(segments) > LARGEST_LEGEND:
+        rows.append((None, f"and {len(segments) - LARGEST_LEGEND} more", ""))
+    rows = rows or [(None, "no segment found", "")]
+    line_height = round(font.size * 1.75)
+    width = max(round(font.getlength(f"{name}   {details}")) for _, name, details in rows) + 2 * line_height
+    if canvas.height > canvas.width:
+        num_lines = max(1, (canvas.height - line_height) // line_height)
+        size = (canvas.width + width * math.ceil(len(rows) / num_lines), canvas.height)
+        origin = (canvas.width, line_height // 2)
+    else:
+        num_columns = max(1, canvas.width // width)
+        num_lines = math.ceil(len(rows) / num_columns)
+        size = (max(canvas.width, width), canvas.height + (num_lines + 1) * line_height)
+        origin = (0, canvas.height + line_height // 2)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    sheet.paste(canvas, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        column, line = divmod(index, num_lines)
+        _draw_row(draw, row, (origin[0] + column * width, origin[1] + line * line_height), line_height, font)
+    return sheet
+
+
+def _legend_row(segment: Segment, colour: tuple[int, int, int]) -> tuple[tuple[int, int, int], str, str]:
+    score = "" if segment.score is None else f"{segment.score:.2f}  "
+    name = segment.label if len(segment.label) <= 32 else f"{segment.label[:31]}…"
+    return colour, f"{segment.id}  {name}", f"{score}{segment.area / max(1, segment.mask.size):.1%}"
+
+
+def _draw_row(draw: ImageDraw.ImageDraw, row: tuple, corner: tuple[int, int], line_height: int, font) -> None:
+    colour, name, details = row
+    x, middle = corner[0] + line_height // 2, corner[1] + line_height // 2
+    half = round(line_height * 0.3)
+    if colour is not None:
+        draw.rounded_rectangle((x, middle - half, x + 2 * half, middle + half), radius=4, fill=colour)
+    x += 2 * half + line_height // 3
+    draw.text((x, middle), name, font=font, anchor="lm", fill=INK)
+    draw.text((x + font.getlength(f"{name}   "), middle), details, font=font, anchor="lm", fill=FAINT_INK)
+
+
+def write_results(
+    stem: Path, picture: Image.Image, segments: Sequence[Segment], about: dict[str, Any]
+) -> dict[str, Path]:
+    """
+    Write `<stem>_overlay.png`, `<stem>_labels.png` and `<stem>.json`; each appears whole or not at all, the JSON last.
+
+    Args:
+        stem: Folder and name without ending; the folder is made.
+        about: What the JSON says beside width, height and segments.
+
+    Returns:
+        The paths, by `"overlay"`, `"labels"` and `"json"`.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    document = {**about, "width": picture.width, "height": picture.height, "label_image": f"{stem.name}_labels.png"}
+    document["segments"] = [segment.to_dict() for segment in segments]
+    contents = {
+        "overlay": (stem.with_name(f"{stem.name}_overlay.png"), _png(overlay_image(picture, segments))),
+        "labels": (stem.with_name(f"{stem.name}_labels.png"), _png(label_image(segments, picture.size))),
+        "json": (stem.with_name(f"{stem.name}.json"), json.dumps(document, indent=2, ensure_ascii=False).encode()),
+    }
+    for path, content in contents.values():
+        replace_file(path, content)
+    return {name: path for name, (path, _) in contents.items()}
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there: a reader finds the old or the new one, never half of one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+__all__ = ["Segment", "label_image", "overlay_image", "segments_from_pipeline", "write_results"]
