@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import distance_transform_edt
 
 OPACITY = 0.55
@@ -79,7 +79,7 @@ def label_image(segments: Sequence[Segment], size: tuple[int, int]) -> Image.Ima
 
 
 def overlay_image(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
-    """The picture under coloured, outlined, numbered segments, and a legend: number, label, score, share of the area."""
+    """The picture under coloured, outlined, numbered segments, and a legend: number, label, score, share of area."""
     scale = max(1, math.ceil(SMALLEST_SIDE / min(picture.size)))
     canvas = picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
     colours = [segment_colour(index) for index in range(len(segments))]
@@ -106,13 +106,11 @@ def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int])
     """Colour inside the mask, a full-strength line with a light rim along its border."""
     thickness = max(1, round(min(canvas.size) / 350))
     inner = mask.filter(ImageFilter.MinFilter(2 * thickness + 1))
-    rim = mask.filter(ImageFilter.MinFilter(3))
-    tinted = Image.blend(canvas, Image.new("RGB", canvas.size, colour), OPACITY)
-    line = Image.new("RGB", canvas.size, colour)
+    rim = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
+    line, light = (Image.new("RGB", canvas.size, fill) for fill in (colour, BACKGROUND))
     painted = Image.composite(line, canvas, mask)
-    painted = Image.composite(tinted, painted, inner)
-    edge = Image.composite(Image.new("RGB", canvas.size, BACKGROUND), painted, mask)
-    return Image.composite(painted, edge, Image.composite(rim, Image.new("L", canvas.size, 255), mask))
+    painted = Image.composite(Image.blend(canvas, line, OPACITY), painted, inner)
+    return Image.composite(light, painted, rim)
 
 
 def _write_number(canvas: Image.Image, mask: Image.Image, number: int, colour: tuple[int, int, int]) -> None:
@@ -137,11 +135,7 @@ def _with_legend(
 ) -> Image.Image:
     """The legend beside a tall picture, below a wide one."""
     font = ImageFont.load_default(size=max(14, round(min(canvas.size) / 30)))
-    rows = [_legend_row(segment, colour) for segment, colour in zip(segments, colours)][:LARGEST_LEGEND]
-    rows = [(None, "segment", "score  area"), *rows] if rows else []
-    if len(segments) > LARGEST_LEGEND:
-        rows.append((None, f"and {len(segments) - LARGEST_LEGEND} more", ""))
-    rows = rows or [(None, "no segment found", "")]
+    rows = _legend_rows(segments, colours)
     line_height = round(font.size * 1.75)
     width = max(round(font.getlength(f"{name}   {details}")) for _, name, details in rows) + 2 * line_height
     if canvas.height > canvas.width:
@@ -160,6 +154,15 @@ def _with_legend(
         column, line = divmod(index, num_lines)
         _draw_row(draw, row, (origin[0] + column * width, origin[1] + line * line_height), line_height, font)
     return sheet
+
+
+def _legend_rows(segments: Sequence[Segment], colours: Sequence[tuple[int, int, int]]) -> list[tuple]:
+    """(colour or None, name, details) of every line."""
+    if not segments:
+        return [(None, "no segment found", "")]
+    rows = [_legend_row(segment, colour) for segment, colour in zip(segments, colours)][:LARGEST_LEGEND]
+    more = len(segments) - len(rows)
+    return [(None, "segment", "score  area"), *rows, *([(None, f"and {more} more", "")] if more else [])]
 
 
 def _legend_row(segment: Segment, colour: tuple[int, int, int]) -> tuple[tuple[int, int, int], str, str]:
