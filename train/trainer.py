@@ -71,7 +71,7 @@ def trainable_modules(model: nn.Module) -> dict[str, nn.Module]:
     """
     network, config = model.model, model.config
     modules = {}
-    if config.proposer_config is None:
+    if hasattr(network, "segmenter"):
         modules = {"model.segmenter": network.segmenter, "model.void_embedding": network.void_embedding}
     if config.cdt_form != "off":
         modules["model.cdt"] = network.cdt
@@ -128,6 +128,13 @@ def frozen_copy(clip: nn.Module) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
+def classify_images(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, text_class_ids: Tensor, num_classes: int
+) -> Tensor:
+    """Class logits of whole images, (B, K+1), from their embeddings (B, D) and class rows (B, P+1, D)."""
+    return classification_logits(image_embeds[:, None], text_embeds, logit_scale, text_class_ids, num_classes)[:, 0]
+
+
 class MaftPlusTrainer(Trainer):
     """
     `Trainer` for `MaftPlusForUniversalSegmentation`.
@@ -151,7 +158,7 @@ class MaftPlusTrainer(Trainer):
         self._frozen = frozen_modules(self.model)
         config = self.model.config
         self._compensates = config.compensation_weight > 0 and config.clip_config.takes_masks_by_pooling
-        self._distils = config.distillation_weight > 0 and config.proposer_config is not None
+        self._distils = config.distillation_weight > 0 and not hasattr(self.model.model, "segmenter")
         self.teacher = None
         if self._compensates or self._distils:
             teacher = frozen_copy(self.model.model.clip) if teacher is None else teacher.eval().requires_grad_(False)
@@ -231,13 +238,13 @@ class MaftPlusTrainer(Trainer):
         return F.interpolate(pixel_values, size=(size, size), mode="bilinear", align_corners=False)
 
     def _image_logits(self, image_embeds: Tensor, inputs: dict[str, Any], outputs) -> Tensor:
-        """Class logits of whole images (B, K+1)."""
         class_ids = inputs.get("text_class_ids")
         if class_ids is None:
             class_ids = torch.tensor(self.model.config.prompt_class_ids, device=image_embeds.device)
         num_classes = outputs.out_vocab_logits.shape[-1] - 1
-        scale = self.model.model.clip.logit_scale
-        return classification_logits(image_embeds[:, None], outputs.text_embeds, scale, class_ids, num_classes)[:, 0]
+        return classify_images(
+            image_embeds, outputs.text_embeds, self.model.model.clip.logit_scale, class_ids, num_classes
+        )
 
     def _keep_frozen_parts_in_eval_mode(self) -> None:
         for module in self._frozen:
