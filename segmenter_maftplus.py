@@ -108,7 +108,7 @@ class MaftPlusPixelDecoder(nn.Module):
         levels = [project(x) for project, x in zip(self.input_projections, reversed(coarser))]
         levels = self._refine(levels)  # coarse to fine
         upsampled = F.interpolate(levels[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
-        fused = self.output(self.lateral(finest) + upsampled).relu()
+        fused = self.output(self.lateral(finest) + upsampled).relu_()
         return self.mask_features(fused), levels
 
     def _refine(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
@@ -116,10 +116,10 @@ class MaftPlusPixelDecoder(nn.Module):
         position = torch.cat(
             [_position_tokens(x) + embed.to(x.dtype) for x, embed in zip(levels, self.level_embed)], dim=1
         )
-        points = _pixel_centres(sizes, levels[0].device)
+        anchors = _anchors(sizes, self.layers[0].self_attn.grid[-1], levels[0].device)
         tokens = torch.cat([_to_tokens(x) for x in levels], dim=1)  # (B, S, C)
         for layer in self.layers:
-            tokens = layer(tokens, position, points, sizes)
+            tokens = layer(tokens, position, anchors, sizes)
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         return tuple(part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes))
 
@@ -147,11 +147,11 @@ class MaftPlusDeformableLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.encoder_feedforward_dim, config.hidden_dim)
         self.final_layer_norm = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, tokens: Tensor, position: Tensor, reference_points: Tensor, sizes: Sizes) -> Tensor:
-        """(B, S, C), position (1, S, C), normalised pixel centres (S, 2) as (x, y) -> (B, S, C)."""
-        attended = self.self_attn(tokens + position, tokens, reference_points, sizes)
+    def forward(self, tokens: Tensor, position: Tensor, anchors: Tensor, sizes: Sizes) -> Tensor:
+        """Tokens (B, S, C), their position (1, S, C) and their `_anchors` (2, S, 1, L * P) -> (B, S, C)."""
+        attended = self.self_attn(tokens + position, tokens, anchors, sizes)
         tokens = self.self_attn_layer_norm(tokens + attended)
-        return self.final_layer_norm(tokens + self.fc2(self.fc1(tokens).relu()))
+        return self.final_layer_norm(tokens + self.fc2(self.fc1(tokens).relu_()))
 
 
 class MaftPlusDeformableAttention(nn.Module):
@@ -166,19 +166,15 @@ class MaftPlusDeformableAttention(nn.Module):
         self.value_proj = nn.Linear(hidden, hidden)
         self.output_proj = nn.Linear(hidden, hidden)
 
-    def forward(self, query: Tensor, tokens: Tensor, reference_points: Tensor, sizes: Sizes) -> Tensor:
-        """Queries (B, S, C) read `tokens` (B, S, C) around `reference_points` (S, 2) -> (B, S, C)."""
+    def forward(self, query: Tensor, tokens: Tensor, anchors: Tensor, sizes: Sizes) -> Tensor:
+        """Queries (B, S, C) read `tokens` (B, S, C) around `anchors` (2, S, 1, L * P), in pixels -> (B, S, C)."""
         heads, levels, points = self.grid
         value = self.value_proj(tokens).unflatten(-1, (heads, -1))
         # Offsets are in pixels of the level they point into. Places are float32: half precision misses by pixels.
-        offsets = self.sampling_offsets(query).unflatten(-1, (*self.grid, 2)).float()
-        extent = torch.stack(
-            [_per_level([w for _, w in sizes], offsets), _per_level([h for h, _ in sizes], offsets)], -1
-        )
-        locations = reference_points[:, None, None, None] + offsets / extent
+        offsets = self.sampling_offsets(query).unflatten(-1, (heads, levels * points, 2)).float()
+        x, y = (offset + anchor for offset, anchor in zip(offsets.unbind(-1), anchors))  # (B, S, M, L * P)
         weights = self.attention_weights(query).unflatten(-1, (heads, levels * points)).softmax(-1)
-        sampled = multi_scale_deformable_attention(value, sizes, locations, weights.unflatten(-1, (levels, points)))
-        return self.output_proj(sampled)
+        return self.output_proj(_sample(value, sizes, x, y, weights))
 
 
 def multi_scale_deformable_attention(
@@ -203,47 +199,69 @@ def multi_scale_deformable_attention(
         ValueError: if `spatial_shapes` does not add up to the number of tokens.
     """
     sizes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    if sum(h * w for h, w in sizes) != value.shape[1]:
+        raise ValueError(f"`spatial_shapes` {list(sizes)} do not add up to the {value.shape[1]} tokens of `value`.")
+    locations = sampling_locations.float().flatten(3, 4)  # (B, queries, M, L * P, 2)
+    heights, widths = _extents(sizes, sampling_locations.shape[4], locations)
+    x, y = locations[..., 0] * widths - 0.5, locations[..., 1] * heights - 0.5
+    return _sample(value, sizes, x, y, attention_weights.flatten(3))
+
+
+def _sample(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """
+    Tokens (B, S, M, E) read at places `x`, `y` in pixels (0: centre of a level's first pixel), summed with `weights`,
+    all (B, queries, M, L * P) -> (B, queries, M * E).
+    """
     batch, num_tokens, heads, width = value.shape
-    if sum(h * w for h, w in sizes) != num_tokens:
-        raise ValueError(f"`spatial_shapes` {list(sizes)} do not add up to the {num_tokens} tokens of `value`.")
-    index, weight = _corners(
-        sizes, sampling_locations.float(), attention_weights.float()
-    )  # (B, queries, M, 2, 2, L, P)
-    table_row = torch.arange(batch, device=value.device)[:, None] * num_tokens * heads
-    table_row = table_row + torch.arange(heads, device=value.device)  # (B, M)
-    index = index * heads + table_row[:, None, :, None, None, None, None]
+    points = x.shape[-1] // len(sizes)
+    heights, widths = _extents(sizes, points, x)
+    column, column_shares = _neighbours(x, widths)
+    row, row_shares = _neighbours(y, heights)
+    shares = (row_shares * weights.float().unsqueeze(-2)).unsqueeze(-2) * column_shares.unsqueeze(-3)
+    # Table rows, one a token and head: the first of the four neighbours, then the steps to all of them. A step is
+    # zero where the map is one pixel wide or high (the share is zero then, but the row must exist).
+    first = torch.addcmul(column, row, widths).int() * heads + _table_starts(
+        batch, num_tokens, heads, sizes, points, x
+    )
+    right, down = (widths > 1).int() * heads, ((heights > 1) * widths).int() * heads
+    steps = torch.stack([torch.zeros_like(right), right, down, down + right])
+    index = first.unsqueeze(-2) + steps  # (B, queries, M, 4, L * P)
     summed = _weighted_row_sum(
-        value.reshape(-1, width), index.flatten(3).flatten(0, 2), weight.flatten(3).flatten(0, 2)
+        value.reshape(-1, width), index.flatten(3).flatten(0, 2), shares.flatten(3).flatten(0, 2)
     )
     return summed.view(batch, -1, heads * width)
 
 
-def _corners(sizes: Sizes, locations: Tensor, attention_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Token index and weight of the four neighbours of every sample: (B, queries, M, 2 rows, 2 columns, L, P)."""
-    heights, widths = (_per_level(list(extent), locations) for extent in zip(*sizes))
-    starts = _per_level([sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))], locations).long()
-    column, column_weight = _neighbours(locations[..., 0], widths)
-    row, row_weight = _neighbours(locations[..., 1], heights)
-    row_start = row * widths.long() + starts
-    index = row_start.unsqueeze(4) + column.unsqueeze(3)
-    weight = (row_weight * attention_weights.unsqueeze(3)).unsqueeze(4) * column_weight.unsqueeze(3)
-    return index, weight
+def _neighbours(place: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Along one axis, the first of two neighbouring pixels and the shares of both: (..., k) -> (..., k), (..., 2, k).
+
+    The pair always lies inside the map; a pixel that is one or more away from the place has no share, so places
+    outside fade out over one pixel. `fmax` rather than a clamp: it also turns NaN into a pixel that exists.
+    """
+    first = torch.minimum(torch.fmax(place.floor(), torch.zeros_like(extent)), (extent - 2).clamp(min=0))
+    second_step = torch.where(extent > 1, 1.0, float("inf"))  # a map of one pixel has no second one
+    distance = (place - first).unsqueeze(-2) - torch.stack([torch.zeros_like(extent), second_step])
+    return first, (1 - distance.abs()).relu()
 
 
-def _neighbours(location: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-    """Along one axis, the two pixels around a place and their shares: (..., L, P) -> (..., 2, L, P), twice."""
-    place = location * extent - 0.5
-    low = place.floor()
-    fraction = place - low
-    pixel = torch.stack([low, low + 1], dim=-3)
-    share = torch.stack([1 - fraction, fraction], dim=-3)
-    share = share * ((pixel >= 0) & (pixel < extent))
-    return pixel.clamp(torch.zeros_like(extent), extent - 1).long(), share
+def _extents(sizes: Sizes, points: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Height and width of the map that each of the L * P samples reads, (L * P,) each."""
+    return tuple(_per_level(extent, points, like) for extent in zip(*sizes))
 
 
-def _per_level(numbers: Sequence[int], like: Tensor) -> Tensor:
-    """(L, 1) of `like`'s kind. Filled one by one, for a graph with dynamic sizes cannot make a tensor of a list."""
-    return torch.stack([like.new_full((1,), number) for number in numbers])
+def _table_starts(batch: int, num_tokens: int, heads: int, sizes: Sizes, points: int, like: Tensor) -> Tensor:
+    """Row of a level's first token in the table of B * S * M rows, (B, 1, M, L * P), int32."""
+    starts = [sum(h * w for h, w in sizes[:level]) * heads for level in range(len(sizes))]
+    level_start = _per_level(starts, points, like.new_empty((), dtype=torch.int32))
+    head = torch.arange(heads, device=like.device, dtype=torch.int32)[:, None]
+    image = torch.arange(batch, device=like.device, dtype=torch.int32)[:, None, None, None]
+    return image * (num_tokens * heads) + head + level_start
+
+
+def _per_level(numbers: Sequence[int], points: int, like: Tensor) -> Tensor:
+    """(L * P,) of `like`'s kind. Filled one by one: a graph with dynamic sizes cannot make a tensor of a list."""
+    return torch.cat([like.new_full((points,), number) for number in numbers])
 
 
 def _weighted_row_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -333,7 +351,7 @@ class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
         queries = self.cross_attn_layer_norm(queries + attended)
         placed = queries + position
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
-        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu()))
+        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu_()))
 
 
 class MaftPlusAttention(nn.Module):
@@ -411,14 +429,20 @@ def _axis_encoding(extent: int, num_features: int, device: Any) -> Tensor:
     return torch.stack([angles[0::2].sin(), angles[1::2].cos()], dim=1).flatten(0, 1)
 
 
-def _pixel_centres(sizes: Sizes, device: Any) -> Tensor:
-    """Centres of all pixels of all levels, (S, 2) as (x, y) in [0, 1]. (`linspace` does not export dynamic sizes.)"""
+def _anchors(sizes: Sizes, points: int, device: Any) -> Tensor:
+    """
+    Where every token's pixel centre lies in every level, (2, S, 1, L * P) as (x, y), in that level's pixels.
+
+    Centres are `arange + 0.5` over the size (`linspace` does not export dynamic sizes).
+    """
     centres = []
     for height, width in sizes:
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
         x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-        centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1))
-    return torch.cat(centres)
+        centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)]).flatten(1))
+    x, y = torch.cat(centres, dim=1)[..., None, None]  # (S, 1, 1) each, in [0, 1]
+    heights, widths = _extents(sizes, points, x)
+    return torch.stack([x * widths - 0.5, y * heights - 0.5])
 
 
 def _position_tokens(level: Tensor) -> Tensor:
