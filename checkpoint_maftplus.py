@@ -119,7 +119,7 @@ def _explain_refusal(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
         return (
             f"{path}: the file needs more than tensors and plain containers ({_first_line(error)}). "
-            "Loading it could run code, so it is refused; save the state dict alone with `torch.save(model.state_dict(), ...)`."
+            "Loading it could run code, so it is refused; save the state dict alone (`model.state_dict()`)."
         )
     return f"{path}: cut short or no checkpoint ({_first_line(error)})."
 

@@ -54,7 +54,7 @@ def detect_kind(names: Iterable[str]) -> str:
         return "openai_clip"
     if _any_starts(names, "text_model.") and _any_starts(names, "vision_model."):
         raise CheckpointError(
-            "This is a transformers CLIP: no conversion is needed, `MaftPlusCLIPModel.from_pretrained` loads its folder."
+            "This is a transformers CLIP; nothing to convert: `MaftPlusCLIPModel.from_pretrained` loads its folder."
         )
     raise CheckpointError(
         "Unknown architecture: neither MAFT+, FC-CLIP, MAFT (`IPCLIP.*`), OpenCLIP's ConvNeXt (`visual.trunk.*`) nor "
@@ -134,6 +134,24 @@ def variant_name(config: PreTrainedConfig, kind: str) -> str:
     sizes.update({(768, 512): "ViT-B", (1024, 768): "ViT-L"} if not sizes else {})
     width = vision.hidden_sizes[0] if vision.model_type == "convnext" else vision.hidden_size
     return f"{title[kind]} {sizes.get((width, clip.projection_dim), f'of width {width}')}"
+
+
+def main_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """The sizes and switches that tell one variant from another, flat."""
+    clip = getattr(config, "clip_config", config)
+    vision, text = clip.vision_config, clip.text_config
+    fields = {"joint_space": clip.projection_dim, "visual_projection": clip.visual_projection_type}
+    if vision.model_type == "convnext":
+        fields["vision"] = f"ConvNeXt, widths {vision.hidden_sizes}, depths {vision.depths}"
+    else:
+        size = f"{vision.image_size} pixels in patches of {vision.patch_size}"
+        fields["vision"] = f"ViT, width {vision.hidden_size}, {vision.num_hidden_layers} layers, {size}"
+    fields["text"] = f"width {text.hidden_size}, {text.num_hidden_layers} layers, {text.num_attention_heads} heads"
+    if clip is not config:
+        names = ("num_queries", "hidden_dim", "encoder_layers", "decoder_layers", "num_attention_heads")
+        fields.update({name: getattr(config, name) for name in names})
+        fields.update({name: getattr(config, name) for name in ("cdt_form", "ensemble_alpha", "ensemble_beta")})
+    return fields
 
 
 def _any_starts(names: list[str], *prefixes: str) -> bool:
@@ -292,4 +310,4 @@ def _check_cdt_form(inferred: str, given: str, task: str | None) -> None:
     )
 
 
-__all__ = ["TABLE_OF", "TASKS", "detect_kind", "infer_config", "infer_task", "variant_name"]
+__all__ = ["TABLE_OF", "TASKS", "detect_kind", "infer_config", "infer_task", "main_settings", "variant_name"]
