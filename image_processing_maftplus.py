@@ -278,7 +278,7 @@ class MaftPlusImageProcessorPil(MaftPlusImageProcessorMixin, PilBackend):
     """What transformers picks where torchvision is not installed."""
 
 
-# --- Reading pictures -------------------------------------------------------------------------------------------------
+# --- Reading pictures ---
 
 
 @dataclass
@@ -287,6 +287,17 @@ class _Picture:
 
     pixels: Any
     is_unit: bool = False
+
+
+def read_picture(image: Any) -> Image.Image:
+    """
+    One picture of any kind that `images` may hold -> a PIL picture: RGB, 8 bits, upright.
+
+    Raises:
+        ValueError: if it cannot be read; the message names the file.
+    """
+    pixels = _as_picture(image, None).pixels
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(_to_8_bits(pixels))
 
 
 def _flatten(name: str, items: Any, least_rank: int, largest_rank: int) -> list:
@@ -396,7 +407,7 @@ def _channels_last(array: np.ndarray, input_data_format: Any) -> np.ndarray:
     return np.broadcast_to(array[..., :1], (*array.shape[:2], 3)) if channels < 3 else array[..., :3]
 
 
-# --- Sizes and pixels -------------------------------------------------------------------------------------------------
+# --- Sizes and pixels ---
 
 
 def _picture_size(picture: _Picture) -> tuple[int, int]:
@@ -493,7 +504,7 @@ def _stack(values: list[Tensor]) -> Tensor | list[Tensor]:
     return torch.stack(values) if len({value.shape for value in values}) == 1 else values
 
 
-# --- Training targets -------------------------------------------------------------------------------------------------
+# --- Training targets ---
 
 
 def _as_label_map(item: Any) -> np.ndarray:
@@ -561,7 +572,7 @@ def _class_of(
     return None if label == ignore_index else label
 
 
-# --- One picture's prediction, and its way to the target --------------------------------------------------------------
+# --- One picture's prediction, and its way to the target ---
 
 
 @dataclass
@@ -685,7 +696,7 @@ def _target_logits(item: _Prediction, rows: slice, columns: slice) -> Tensor:
     return _resample(item.masks[:, y, x], item.rows.to_target[rows, y], item.columns.to_target[columns, x])
 
 
-# --- Semantic ---------------------------------------------------------------------------------------------------------
+# --- Semantic ---
 
 
 def _semantic_map(item: _Prediction, classify_tile) -> Tensor:
@@ -770,7 +781,7 @@ def _resized_masks(item: _Prediction, rows: slice, columns: slice) -> Tensor:
     return torch.lerp(masks[:, :, left[0]], masks[:, :, right[0]], across)
 
 
-# --- Panoptic ---------------------------------------------------------------------------------------------------------
+# --- Panoptic ---
 
 
 def _panoptic_segments(item: _Prediction, threshold: float, mask_threshold: float, overlap_threshold: float):
@@ -839,7 +850,7 @@ def _number_segments(valid: list[bool], labels: list[int], scores: list[float], 
     return ids, infos
 
 
-# --- Instances --------------------------------------------------------------------------------------------------------
+# --- Instances ---
 
 
 @dataclass

@@ -7,7 +7,6 @@ Shapes: B images, K classes, P synonyms, N prompts (P times the number of templa
 """
 
 import html
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, Pipeline, ProcessorMixin
 from transformers.image_utils import ImageInput, load_image
-from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import ModelOutput, logging
+
+from .image_processing_maftplus import MaftPlusImageProcessorKwargs, read_picture
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +43,7 @@ VILD_TEMPLATES = (
     "There is a large {} in the scene.",
 )
 SUBTASKS = ("panoptic", "instance", "semantic")
+INSTANCE_THRESHOLD = 0.2  # what people see; post-processing itself keeps every instance, as metrics need
 CACHED_VOCABULARIES = 8  # per pipeline; a vocabulary is a few hundred kilobytes
 
 ClassName = str | Sequence[str]
@@ -82,9 +84,9 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
 
 
 def _synonyms(label: ClassName, index: int) -> list[str]:
-    synonyms = label.split(",") if isinstance(label, str) else list(label)
-    if not all(isinstance(name, str) for name in synonyms):
+    if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
+    synonyms = label.split(",") if isinstance(label, str) else label
     synonyms = [name.strip() for name in synonyms]
     if not synonyms or not all(synonyms):
         raise ValueError(f"Label {index} ({label!r}) is empty or has an empty synonym; remove it or the extra comma.")
@@ -168,7 +170,7 @@ class MaftPlusTextKwargs(TextKwargs, total=False):
 
 class MaftPlusProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: MaftPlusTextKwargs
-    images_kwargs: ImagesKwargs
+    images_kwargs: MaftPlusImageProcessorKwargs
 
 
 class MaftPlusProcessor(ProcessorMixin):
@@ -203,6 +205,7 @@ class MaftPlusProcessor(ProcessorMixin):
         images: ImageInput | None = None,
         text: ClassName | Sequence[ClassName] | None = None,
         segmentation_maps: ImageInput | None = None,
+        instance_id_to_semantic_id: list[dict[int, int]] | dict[int, int] | None = None,
         **kwargs: Unpack[MaftPlusProcessorKwargs],
     ) -> BatchFeature:
         """
@@ -210,7 +213,7 @@ class MaftPlusProcessor(ProcessorMixin):
             images: Whatever the image processor takes.
             text: Class names: strings with synonyms separated by commas, or lists of synonyms. A string alone is one
                 class.
-            segmentation_maps: Label maps of the images, for training.
+            segmentation_maps, instance_id_to_semantic_id: Label maps of the images; see the image processor.
             kwargs: For the image processor and the words; `templates` and `training_classes` replace the stored ones.
 
         Returns:
@@ -229,8 +232,8 @@ class MaftPlusProcessor(ProcessorMixin):
         merged = self._merge_kwargs(MaftPlusProcessorKwargs, tokenizer_init_kwargs=init_kwargs, **kwargs)
         data = BatchFeature()
         if images is not None:
-            maps = {} if segmentation_maps is None else {"segmentation_maps": segmentation_maps}
-            data.update(self.image_processor(images, **maps, **merged["images_kwargs"]))
+            maps = (segmentation_maps, instance_id_to_semantic_id)
+            data.update(self.image_processor(images, *maps, **merged["images_kwargs"]))
         if text is not None:
             data.update(self.encode_labels(text, **merged["text_kwargs"]))
         return data
@@ -341,7 +344,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
             stuff_labels (`list`, *optional*): Those of them that are stuff: merged in panoptic results, left out of
                 instances. Default: the stored vocabulary's, or none.
             subtask (`str`, *optional*, defaults to `"panoptic"`): Or `"instance"` or `"semantic"`.
-            threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): See the image processor.
+            threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): See the image processor; the
+                least score of an instance is 0.2 here unless `threshold` says otherwise.
             batch_size (`int`, *optional*), timeout (`float`, *optional*): Pictures a step; seconds to wait for a URL.
 
         Returns:
@@ -442,20 +446,17 @@ def _frozen(names: Sequence | None) -> tuple | None:
 
 def open_picture(image: Any, timeout: float | None = None) -> Image.Image:
     """
-    A picture as PIL image, turned upright, in its own mode: from a path, a URL, base64 text or a PIL image.
+    A picture (path, URL, PIL image, array) as PIL image: RGB, 8 bits, upright. `timeout`: seconds to wait for a URL.
 
     Raises:
         ValueError: if it cannot be read (broken, no picture, far too large, no such file); the message names it.
     """
-    try:
-        if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image)
-        if os.path.isfile(image):
-            with Image.open(image) as opened:
-                return ImageOps.exif_transpose(opened)
-        return load_image(str(image), timeout=timeout)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{str(image)[:200]}: cannot be read as a picture ({str(error)[:200]}).") from error
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        try:
+            image = load_image(image, timeout=timeout)
+        except Exception as error:  # what fetching raises depends on the version of the library that fetches
+            raise ValueError(f"{image}: cannot be fetched as a picture ({error}).") from error
+    return read_picture(image)
 
 
 def pad_to_largest(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -477,6 +478,7 @@ def find_segments(
         labels = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
         return [(int(label), None, labels == label) for label in labels.unique()]
     if subtask == "instance":
+        thresholds = {"threshold": INSTANCE_THRESHOLD, **thresholds}
         result = processor.post_process_instance_segmentation(
             outputs, target_sizes=sizes, return_binary_maps=True, **thresholds
         )[0]
