@@ -1,0 +1,189 @@
+"""Joint transforms of a picture and its label map, seeded by (seed, epoch, index of the sample).
+
+A sample always looks the same in the same epoch, whichever process or worker draws it, so a resumed run sees the very
+pictures that the uninterrupted one would have seen.
+Sources of the settings: large-scale jitter, arXiv 2012.07177; colour, arXiv 1512.02325 (SSD).
+Shapes: a picture (H, W, 3) uint8 RGB, a label map (H, W) int32 of class or segment ids.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+GREY = 128
+Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class ResizeShortestEdge:
+    """The shortest edge becomes `shortest` pixels (one of them, if it is a list), the longest at most `longest`."""
+
+    shortest: int | list[int]
+    longest: int = 1333
+
+    def __call__(self, image, labels, rng):
+        shortest = self.shortest if isinstance(self.shortest, int) else int(rng.choice(self.shortest))
+        height, width = labels.shape
+        scale = min(shortest / min(height, width), self.longest / max(height, width))
+        return resize(image, labels, (int(height * scale + 0.5), int(width * scale + 0.5)))
+
+
+@dataclass
+class LargeScaleJitter:
+    """Resized to fit a square of `size` times a factor between `min_scale` and `max_scale`, then cropped or padded."""
+
+    size: int = 1024
+    min_scale: float = 0.1
+    max_scale: float = 2.0
+    ignore_index: int = 255
+
+    def __call__(self, image, labels, rng):
+        height, width = labels.shape
+        scale = rng.uniform(self.min_scale, self.max_scale) * self.size / max(height, width)
+        size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        image, labels = resize(image, labels, size)
+        return RandomCrop(self.size, self.ignore_index)(image, labels, rng)
+
+
+@dataclass
+class RandomCrop:
+    """A square of `size`; where the picture is smaller it is padded right and below, grey and `ignore_index`."""
+
+    size: int
+    ignore_index: int = 255
+
+    def __call__(self, image, labels, rng):
+        top, left = (int(rng.integers(max(side - self.size, 0) + 1)) for side in labels.shape)
+        window = slice(top, top + self.size), slice(left, left + self.size)
+        return pad(image[window], labels[window], self.size, self.ignore_index)
+
+
+@dataclass
+class RandomFlip:
+    """Left and right change places in one picture of two."""
+
+    probability: float = 0.5
+
+    def __call__(self, image, labels, rng):
+        if rng.random() < self.probability:
+            return image[:, ::-1], labels[:, ::-1]
+        return image, labels
+
+
+@dataclass
+class RandomColour:
+    """Brightness, contrast, saturation and hue, each changed in one picture of two; contrast first or last."""
+
+    brightness: float = 32.0
+    contrast: float = 0.5
+    saturation: float = 0.5
+    hue: float = 18.0  # degrees of half a circle, as in OpenCV's 8-bit HSV
+
+    def __call__(self, image, labels, rng):
+        pixels = image.astype(np.float32)
+        if rng.random() < 0.5:
+            pixels = pixels + rng.uniform(-self.brightness, self.brightness)
+        contrast = rng.uniform(1 - self.contrast, 1 + self.contrast) if rng.random() < 0.5 else 1.0
+        comes_first = rng.random() < 0.5
+        pixels = self._shift_hue(_to_bytes(pixels * (contrast if comes_first else 1.0)), rng)
+        return _to_bytes(pixels.astype(np.float32) * (1.0 if comes_first else contrast)), labels
+
+    def _shift_hue(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        saturation = rng.uniform(1 - self.saturation, 1 + self.saturation) if rng.random() < 0.5 else 1.0
+        hue = rng.uniform(-self.hue, self.hue) if rng.random() < 0.5 else 0.0
+        if saturation == 1.0 and hue == 0.0:
+            return image
+        channels = np.asarray(Image.fromarray(image).convert("HSV")).astype(np.float32)
+        channels[..., 0] = (channels[..., 0] + hue * 256 / 180) % 256
+        channels[..., 1] = (channels[..., 1] * saturation).clip(0, 255)
+        return np.asarray(Image.fromarray(channels.astype(np.uint8), mode="HSV").convert("RGB"))
+
+
+TRANSFORMS = {
+    "resize_shortest_edge": ResizeShortestEdge,
+    "large_scale_jitter": LargeScaleJitter,
+    "random_crop": RandomCrop,
+    "random_flip": RandomFlip,
+    "random_colour": RandomColour,
+}
+
+
+def build_transforms(settings: Sequence[dict[str, Any]], ignore_index: int = 255) -> list[Transform]:
+    """
+    Transforms from a recipe: a list of `{"name": ..., argument: value}`, applied in this order.
+
+    Raises:
+        ValueError: if a name is unknown or an argument does not fit; the message names it.
+    """
+    transforms = []
+    for entry in settings:
+        arguments = dict(entry)
+        name = arguments.pop("name", None)
+        if name not in TRANSFORMS:
+            raise ValueError(f"`augmentation` must be among {', '.join(TRANSFORMS)}, got {name!r}.")
+        kind = TRANSFORMS[name]
+        if "ignore_index" in kind.__dataclass_fields__:
+            arguments.setdefault("ignore_index", ignore_index)
+        try:
+            transforms.append(kind(**arguments))
+        except TypeError as error:
+            raise ValueError(f"`augmentation` entry {name!r}: {error}.") from error
+    return transforms
+
+
+class AugmentedDataset(Dataset):
+    """
+    A data set whose pictures pass `transforms` before they are used.
+
+    Args:
+        dataset: Samples are dictionaries with `image` (PIL or array) and `segmentation_map` (H, W) integers; other
+            entries pass unchanged.
+        transforms: As `build_transforms` returns them.
+        seed: With the epoch (`set_epoch`) and the sample's index it decides everything random, including `point_seed`,
+            which every sample carries for the random points of its mask losses.
+    """
+
+    def __init__(self, dataset: Any, transforms: Sequence[Transform] = (), seed: int = 0):
+        self.dataset, self.transforms, self.seed, self.epoch = dataset, list(transforms), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = dict(self.dataset[index])
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        point_seed = int(rng.integers(2**62))
+        image = np.asarray(sample["image"].convert("RGB") if hasattr(sample["image"], "convert") else sample["image"])
+        labels = np.asarray(sample["segmentation_map"]).astype(np.int32)
+        for transform in self.transforms:
+            image, labels = transform(image, labels, rng)
+        sample.update(image=np.ascontiguousarray(image), segmentation_map=np.ascontiguousarray(labels))
+        return {**sample, "point_seed": point_seed}
+
+
+def resize(image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Both to `size` (height, width): the picture bilinear with antialiasing, the labels by their nearest pixel."""
+    width_first = size[::-1]
+    picture = Image.fromarray(image).resize(width_first, Image.Resampling.BILINEAR)
+    ids = Image.fromarray(np.ascontiguousarray(labels, dtype=np.int32)).resize(width_first, Image.Resampling.NEAREST)
+    return np.asarray(picture), np.asarray(ids)
+
+
+def pad(image: np.ndarray, labels: np.ndarray, size: int, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both to at least `size` x `size`, grey and ignored pixels right and below."""
+    extra = [(0, max(size - side, 0)) for side in labels.shape]
+    if not any(after for _, after in extra):
+        return image, labels
+    image = np.pad(image, [*extra, (0, 0)], constant_values=GREY)
+    return image, np.pad(labels, extra, constant_values=ignore_index)
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    return pixels.clip(0, 255).astype(np.uint8)
