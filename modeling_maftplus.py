@@ -43,7 +43,7 @@ class MaftPlusModelOutput(ModelOutput):
         mask_embeds (`Tensor` (B, Q, D)): CLIP embeddings of the masks, not normalised.
         text_embeds (`Tensor` (B, P+1, D)): Class embeddings after Content-Dependent Transfer, void last.
         dense_features (`Tensor` (B, C, h, w)): The trunk's last map, with gradient (compensation loss).
-        image_embeds (`Tensor` (B, D), *optional*): Whole-image embeddings (self-distillation), training a proposer model only.
+        image_embeds (`Tensor` (B, D), *optional*): Whole-image embeddings (self-distillation), when asked for.
         unpadded_sizes, padded_sizes (`Tensor` (B, 2)): (height, width) of the input before and after padding.
         auxiliary_in_vocab_logits, auxiliary_masks_queries_logits (tuple of `Tensor`, *optional*): Earlier predictions,
             learned queries first, when asked for.
@@ -207,9 +207,9 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
     def __init__(self, config: MaftPlusConfig):
         super().__init__(config)
         self.clip = MaftPlusCLIPModel._from_config(config.clip_config)
-        if config.proposer_config is None:
+        if config.has_segmenter:
             self.segmenter = MaftPlusSegmenter(config)
-        else:
+        elif config.proposer_config is not None:
             self.proposer = AutoModelForUniversalSegmentation.from_config(config.proposer_config)
         if config.cdt_form != "off":
             self.cdt = ContentDependentTransfer(config)
@@ -338,8 +338,8 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         if text_embeds is None:
             if input_ids is None:
                 raise ValueError(
-                    "No vocabulary: pass `text` to the processor (`input_ids`), or `text_embeds` and `text_class_ids` from "
-                    "`encode_vocabulary`, or store one with `set_vocabulary`."
+                    "No vocabulary: pass `text` to the processor (`input_ids`), or `text_embeds` and `text_class_ids` "
+                    "from `encode_vocabulary`, or store one with `set_vocabulary`."
                 )
             return self.encode_vocabulary(
                 input_ids, attention_mask, prompt_class_ids, prompt_synonym_ids, seen_classes=seen_classes
@@ -366,6 +366,11 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             return Proposals(_check_proposals(proposal_logits, pixel_values))
         if self.config.proposer_config is not None:
             return self._propose_externally(pixel_values, pixel_mask)
+        if not self.config.has_segmenter:
+            raise ValueError(
+                "This model has no mask proposer: pass `proposal_logits` (images, masks, height, width), or build it with "
+                "a `proposer_config`."
+            )
         maps = [feature.detach() for feature in vision.feature_maps]  # the trunk learns from CLIP's losses alone
         found = self.segmenter(maps, output_auxiliary_logits=output_auxiliary_logits)
         return Proposals(
@@ -393,7 +398,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         return pixels if pixel_mask is None else pixels * pixel_mask[:, None]
 
     def _resize_proposals(self, proposals: Proposals, pixel_values: Tensor) -> Tensor:
-        """MAFT brings mask logits to the padded picture first, with corner alignment; the others keep them as they are."""
+        """MAFT brings mask logits to the padded picture first, with corner alignment; mask pooling needs no such step."""
         masks = proposals.masks_queries_logits
         if self._pools_masks:
             return masks
@@ -524,7 +529,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             seen_classes=seen_classes,
             proposal_logits=proposal_logits,
             output_auxiliary_logits=output_auxiliary_logits,
-            output_image_embeds=trains and self.config.proposer_config is not None,
+            output_image_embeds=trains and self.config.distillation_weight > 0,
         )
         result = MaftPlusForUniversalSegmentationOutput(
             **outputs,
@@ -597,7 +602,7 @@ def _input_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tenso
 def _check_vocabulary(text_embeds: Tensor, text_class_ids: Tensor | None, width: int) -> None:
     if text_embeds.ndim != 2 or text_embeds.shape[-1] != width:
         raise ValueError(
-            f"`text_embeds` must be (synonyms, {width}), the joint space of this model, got {tuple(text_embeds.shape)}. "
+            f"`text_embeds` must be (synonyms, {width}), this model's joint space, got {tuple(text_embeds.shape)}. "
             "Encode the words with this model's `encode_vocabulary`."
         )
     if text_class_ids is None or text_class_ids.shape != text_embeds.shape[:1]:

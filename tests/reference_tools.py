@@ -46,7 +46,7 @@ class Comparison:
 
 
 def compare(name: str, ours, recorded, tolerance: float, relative: bool = False) -> Comparison:
-    """Largest absolute difference of two arrays; `relative` scales `tolerance` by the recorded array's largest value."""
+    """Largest absolute difference; `relative` scales `tolerance` by the recorded array's largest value."""
     ours, recorded = _as_array(ours), _as_array(recorded)
     if ours.shape != recorded.shape:
         return Comparison(f"{name} (shape {ours.shape}, recorded {recorded.shape})", float("inf"), tolerance)
