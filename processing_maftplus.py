@@ -335,7 +335,9 @@ class MaftPlusSegmentationPipeline(Pipeline):
             postprocess["stuff_labels"] = parse_classes(stuff_labels) if len(stuff_labels) else []
         return preprocess, forward, postprocess
 
-    def __call__(self, inputs: Any = None, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(
+        self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """
         Args:
             inputs: A picture or a list of pictures, each a path, a URL or a PIL image (`images=` works too).
@@ -346,7 +348,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
             subtask (`str`, *optional*, defaults to `"panoptic"`): Or `"instance"` or `"semantic"`.
             threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): See the image processor; the
                 least score of an instance is 0.2 here unless `threshold` says otherwise.
-            batch_size (`int`, *optional*), timeout (`float`, *optional*): Pictures a step; seconds to wait for a URL.
+            num_workers, batch_size (`int`, *optional*): Processes that read pictures; pictures a step.
+            timeout (`float`, *optional*): Seconds to wait for a URL.
 
         Returns:
             For each picture a list of `{"label", "label_id", "score", "mask"}`: the class's first synonym, its index,
@@ -359,8 +362,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
         if inputs is None:
             raise ValueError("Give at least one picture: a path, a URL or a PIL image.")
         post = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
-        classes, _ = self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))
-        return super().__call__(inputs, **kwargs) if classes else []
+        self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
+        return super().__call__(inputs, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
         """A picture -> `inputs` (`pixel_values` (1, 3, H, W), `pixel_mask` (1, H, W)) and `target_size`."""

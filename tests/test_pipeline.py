@@ -1,0 +1,228 @@
+"""The pipeline, and everything that loads from a saved folder: with the package installed, and without it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_tools import save_tiny, tiny_model, tiny_processor
+from transformers import ImageSegmentationPipeline, pipeline
+
+from maftplus.processing_maftplus import MaftPlusSegmentationPipeline, pad_to_largest
+
+LABELS = ["cat, kitten", "grass", "sky"]
+EVERYTHING = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+
+
+def picture(width=70, height=50, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"), LABELS, stuff=["grass", "sky"])
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    model, processor = tiny_model(), tiny_processor()
+    return MaftPlusSegmentationPipeline(model=model, processor=processor, task="image-segmentation", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stored(folder):
+    return pipeline("image-segmentation", model=str(folder), trust_remote_code=True, device="cpu")
+
+
+@pytest.mark.parametrize("subtask", [None, "panoptic", "instance", "semantic"])
+def test_every_subtask_gives_masks_of_the_pictures_size(pipe, subtask):
+    thresholds = {} if subtask == "semantic" else EVERYTHING
+    results = pipe(picture(), candidate_labels=LABELS, subtask=subtask, **thresholds)
+    assert results
+    for result in results:
+        assert result["label"] == LABELS[result["label_id"]].split(",")[0]
+        assert result["mask"].size == (70, 50)
+        assert set(np.unique(result["mask"])) <= {0, 255}
+        assert (result["score"] is None) == (subtask == "semantic")
+
+
+def test_instances_leave_stuff_out_and_panoptic_merges_it(pipe):
+    options = {"candidate_labels": LABELS, "stuff_labels": LABELS, **EVERYTHING}
+    assert pipe(picture(), subtask="instance", **options) == []
+    ids = [result["label_id"] for result in pipe(picture(), subtask="panoptic", **options)]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_pictures_of_several_sizes_make_one_batch(pipe):
+    pictures = [picture(), picture(96, 40, seed=1), picture(30, 60, seed=2)]
+    options = {"candidate_labels": LABELS, "subtask": "semantic"}
+    batched = pipe(pictures, batch_size=3, **options)
+    assert [result[0]["mask"].size for result in batched] == [one.size for one in pictures]
+
+
+def test_equal_pictures_give_equal_results_in_a_batch_and_alone(pipe):
+    options = {"candidate_labels": LABELS, "subtask": "instance", "threshold": 0.0}
+    alone = pipe(picture(), **options)
+    for result in pipe([picture()] * 3, batch_size=2, **options):
+        assert [one["label"] for one in result] == [one["label"] for one in alone]
+        np.testing.assert_allclose([one["score"] for one in result], [one["score"] for one in alone], atol=1e-5)
+
+
+def test_words_are_encoded_once_for_many_pictures_and_calls(pipe, monkeypatch):
+    calls = []
+    encode = pipe.model.encode_vocabulary
+    monkeypatch.setattr(pipe.model, "encode_vocabulary", lambda **inputs: calls.append(1) or encode(**inputs))
+    for labels in (["dog", "tree"], ["dog", "tree"], ["tree", "dog"]):
+        pipe([picture(), picture(seed=1)], candidate_labels=labels, subtask="semantic")
+    assert len(calls) == 2
+
+
+def test_old_words_are_forgotten_in_the_end(pipe):
+    for index in range(12):
+        pipe(picture(), candidate_labels=[f"cat {index}"], subtask="semantic")
+    assert len(pipe._vocabularies) <= 8
+
+
+def test_words_may_be_given_when_the_pipeline_is_made():
+    options = {"candidate_labels": LABELS, "stuff_labels": ["grass"], "subtask": "semantic"}
+    pipe = MaftPlusSegmentationPipeline(
+        model=tiny_model(), processor=tiny_processor(), task="image-segmentation", device="cpu", **options
+    )
+    assert pipe(picture())[0]["label"] in ("cat", "grass", "sky")
+    assert pipe(picture(), candidate_labels=["grass"])[0]["label"] == "grass"
+    with pytest.raises(ValueError, match="'grass'"):
+        pipe(picture(), candidate_labels=["dog"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "candidate_labels"),
+        ({"candidate_labels": []}, "at least one"),
+        ({"candidate_labels": ["cat", "cat"]}, "repeats"),
+        ({"candidate_labels": ["cat", ""]}, "empty"),
+        ({"candidate_labels": ["cat"], "stuff_labels": ["dog"]}, "'dog'"),
+        ({"candidate_labels": ["cat"], "subtask": "other"}, "subtask"),
+        ({"candidate_labels": ["cat"], "treshold": 0.5}, "treshold"),
+    ],
+)
+def test_bad_words_and_options_are_refused(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(picture(), **options)
+
+
+def test_a_broken_picture_is_refused_by_name(pipe, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="broken.png"):
+        pipe(str(tmp_path / "broken.png"), candidate_labels=["cat"])
+    with pytest.raises(ValueError, match="at least one picture"):
+        pipe(candidate_labels=["cat"])
+
+
+def test_paths_and_pictures_give_the_same(pipe, tmp_path):
+    picture().save(tmp_path / "picture.png")
+    options = {"candidate_labels": LABELS, "subtask": "semantic"}
+    ours, theirs = pipe(picture(), **options), pipe(str(tmp_path / "picture.png"), **options)
+    assert [np.asarray(one["mask"]).tolist() for one in ours] == [np.asarray(one["mask"]).tolist() for one in theirs]
+
+
+def test_padding_to_the_largest_adds_zeros_at_the_bottom_and_right():
+    small, large = (
+        {"pixel_values": torch.ones(1, 3, *size), "pixel_mask": torch.ones(1, *size)} for size in ((2, 4), (3, 2))
+    )
+    batch = pad_to_largest([small, large])
+    assert batch["pixel_values"].shape == (2, 3, 3, 4)
+    assert batch["pixel_mask"].sum((1, 2)).tolist() == [8, 6]
+    assert batch["pixel_mask"][1, :, 2:].sum() == 0
+
+
+def test_a_saved_folder_makes_our_pipeline_which_knows_the_stored_words(stored):
+    assert type(stored).__name__ == "MaftPlusSegmentationPipeline"
+    assert stored.stuff_ids(None, None) == [1, 2]
+    labels = {result["label"] for result in stored(picture(), subtask="instance", threshold=0.0)}
+    assert labels <= {"cat"}
+    with pytest.raises(ValueError, match="'dog'"):
+        stored(picture(), stuff_labels=["dog"])
+
+
+def test_stored_words_and_the_same_words_given_agree(stored):
+    options = {"subtask": "instance", "threshold": 0.0}
+    given = stored(picture(), candidate_labels=LABELS, stuff_labels=["grass", "sky"], **options)
+    kept = stored(picture(), **options)
+    np.testing.assert_allclose([one["score"] for one in given], [one["score"] for one in kept], atol=1e-5)
+
+
+def test_a_model_from_a_pipeline_can_be_saved_and_loaded_again(stored, tmp_path):
+    stored.model.save_pretrained(tmp_path)
+    stored.processor.save_pretrained(tmp_path)
+    again = pipeline("image-segmentation", model=str(tmp_path), trust_remote_code=True, device="cpu")
+    assert type(again).__name__ == "MaftPlusSegmentationPipeline"
+
+
+def test_the_stock_pipeline_works_on_the_stored_words(folder):
+    stock = pipeline(
+        "image-segmentation", model=str(folder), pipeline_class=ImageSegmentationPipeline, device="cpu", **EVERYTHING
+    )
+    results = stock(picture(), threshold=0.0)
+    assert {result["label"] for result in results} <= {"cat", "grass", "sky"}
+    assert {result["label"] for result in stock(picture(), subtask="semantic")} <= {"cat", "grass", "sky"}
+    assert len(stock([picture(), picture(seed=1)], batch_size=2)) == 2
+
+
+WITHOUT_PACKAGE = """
+    import sys
+
+    class Blocker:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "maftplus":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Blocker())
+    folder, again = sys.argv[1:]
+
+    import numpy as np
+    from PIL import Image
+    from transformers import (
+        AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation,
+        AutoProcessor, AutoTokenizer, pipeline,
+    )
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    for source in (folder, again):
+        options = {"trust_remote_code": True}
+        assert AutoConfig.from_pretrained(source, **options).vocabulary == [["cat", "kitten"], ["grass"], ["sky"]]
+        model = AutoModelForUniversalSegmentation.from_pretrained(source, **options)
+        assert type(AutoModelForImageSegmentation.from_pretrained(source, **options)).__name__ == type(model).__name__
+        assert type(AutoModel.from_pretrained(source, **options)).__name__ == "MaftPlusModel"
+        images = AutoImageProcessor.from_pretrained(source, **options)
+        assert type(images).__name__.startswith("MaftPlusImageProcessor")
+        assert type(AutoTokenizer.from_pretrained(source, **options)).__name__ == "CLIPTokenizer"
+        processor = AutoProcessor.from_pretrained(source, **options)
+        inputs = processor(images=picture, text=["person, man", "grass"], return_tensors="pt")
+        outputs = model(**inputs)
+        assert outputs.class_queries_logits.shape == (1, 8, 3)
+        result = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(50, 70)])[0]
+        assert result["segmentation"].shape == (50, 70)
+        segmenter = pipeline("image-segmentation", model=source, **options)
+        assert type(segmenter).__name__ == "MaftPlusSegmentationPipeline"
+        assert segmenter(picture, candidate_labels=["cat", "dog"], subtask="semantic")
+        assert segmenter(picture, subtask="semantic")
+        if source == folder:
+            segmenter.model.save_pretrained(again)
+            processor.save_pretrained(again)
+    assert "maftplus" not in sys.modules
+    print("all loaded")
+"""
+
+
+def test_everything_loads_and_saves_again_where_the_package_is_not_importable(folder, tmp_path):
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(WITHOUT_PACKAGE), str(folder), str(tmp_path / "again")]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "all loaded" in run.stdout
