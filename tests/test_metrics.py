@@ -194,3 +194,9 @@ def test_a_module_adds_up_the_processes_of_a_distributed_run(tmp_path):
     assert nothing is None
     assert figures["overall_accuracy"] == 0.5
     assert figures["num_images"] == 2
+
+
+def test_a_listed_area_of_the_truth_counts_in_the_union_as_in_the_coco_api():
+    covered = [{"id": 1, "label_id": 0, "area": 4}]  # 2 of its 4 pixels are covered by something else
+    counts = panoptic_counts([[1, 1, 0]], segments((1, 0)), [[1, 1, 0]], covered, 1)
+    assert counts.tolist() == [[0, 0, 1, 1]]

@@ -124,7 +124,7 @@ def panoptic_counts(
     Args:
         prediction, reference: (H, W) segment ids, 0 void.
         prediction_segments, reference_segments: For every segment its `id` and `label_id` (or `category_id`), 0..K-1;
-            the truth may set `iscrowd`. Areas are counted in the maps.
+            the truth may set `iscrowd` and, as COCO's files do, `area`. All other areas are counted in the maps.
         num_labels: K.
         name: What an error calls the image.
 
@@ -146,7 +146,9 @@ def panoptic_counts(
     np.add.at(overlaps.reshape(-1), rows * overlaps.shape[1] + columns, 1)
     _check_predicted_ids(prediction, rows, p_ids, overlaps, name)
     crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in reference_segments], dtype=bool)
-    return _match_segments(overlaps, p_classes, g_classes, crowd, num_labels)
+    # A listed area is the annotation's own: where segments cover each other (ADE20K) it exceeds the pixels in the map.
+    g_area = [segment.get("area", pixels) for segment, pixels in zip(reference_segments, overlaps.sum(axis=0)[1:-1])]
+    return _match_segments(overlaps, p_classes, g_classes, np.array(g_area, dtype=np.int64), crowd, num_labels)
 
 
 def panoptic_figures(counts: np.ndarray, stuff: Iterable[int] = ()) -> dict[str, Any]:
@@ -321,9 +323,9 @@ def _check_predicted_ids(prediction, rows, ids, overlaps, name: str | None) -> N
         raise ValueError(f"{_prefix(name)}the prediction lists the segment id {_some(missing)}, but no pixel has it.")
 
 
-def _match_segments(overlaps, p_classes, g_classes, crowd, num_labels: int) -> np.ndarray:
+def _match_segments(overlaps, p_classes, g_classes, g_area, crowd, num_labels: int) -> np.ndarray:
     counts = np.zeros((num_labels, 4))
-    p_area, g_area = overlaps[1:-1].sum(axis=1), overlaps[:, 1:-1].sum(axis=0)
+    p_area = overlaps[1:-1].sum(axis=1)
     shared, on_void = overlaps[1:-1, 1:-1], overlaps[1:-1, 0]
     union = p_area[:, None] + g_area[None, :] - shared - on_void[:, None]
     allowed = (p_classes[:, None] == g_classes[None, :]) & ~crowd[None, :]
