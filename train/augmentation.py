@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 GREY = 128
+VOID_ID = -1  # no segment and no class has it, while 0 may be a class and 255 a segment
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
@@ -140,8 +142,8 @@ class AugmentedDataset(Dataset):
     A data set whose pictures pass `transforms` before they are used.
 
     Args:
-        dataset: Samples are dictionaries with `image` (PIL or array) and `segmentation_map` (H, W) integers; other
-            entries pass unchanged.
+        dataset: Samples as `maftplus.train.data` has them: `name`, `image` (PIL or array), `segmentation_map` (H, W)
+            and, for panoptic tasks, `segments_info`. Crowd segments become void.
         transforms: As `build_transforms` returns them.
         seed: With the epoch (`set_epoch`) and the sample's index it decides everything random, including `point_seed`,
             which every sample carries for the random points of its mask losses.
@@ -157,15 +159,81 @@ class AugmentedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = dict(self.dataset[index])
+        sample = _without_void_and_crowds(self.dataset[index])
         rng = np.random.default_rng([self.seed, self.epoch, index])
         point_seed = int(rng.integers(2**62))
         image = np.asarray(sample["image"].convert("RGB") if hasattr(sample["image"], "convert") else sample["image"])
         labels = np.asarray(sample["segmentation_map"]).astype(np.int32)
+        _check_same_size(sample["name"], image, labels)
         for transform in self.transforms:
             image, labels = transform(image, labels, rng)
         sample.update(image=np.ascontiguousarray(image), segmentation_map=np.ascontiguousarray(labels))
         return {**sample, "point_seed": point_seed}
+
+
+@dataclass
+class TrainingCollator:
+    """
+    Samples of an `AugmentedDataset` as a batch for the trainer: normalised, padded, masks and classes of every object.
+
+    Args:
+        image_processor: `MaftPlusImageProcessor`; it does not resize here.
+        num_classes: K; labels must lie below.
+        ignore_index: What unlabelled pixels hold (`void_value`).
+    """
+
+    image_processor: Any
+    num_classes: int
+    ignore_index: int = 255
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: if an annotation holds a class outside the vocabulary; the message names the picture.
+        """
+        names = [str(sample["name"]) for sample in samples]
+        id_maps = [{s["id"]: s["label_id"] for s in sample.get("segments_info", ())} for sample in samples]
+        batch = self.image_processor(
+            images=[sample["image"] for sample in samples],
+            segmentation_maps=[sample["segmentation_map"] for sample in samples],
+            instance_id_to_semantic_id=id_maps if "segments_info" in samples[0] else None,
+            ignore_index=self.ignore_index,
+            do_resize=False,
+            return_tensors="pt",
+        )
+        for name, labels in zip(names, batch["class_labels"]):
+            self._check_classes(name, labels)
+        seeds = torch.tensor([sample["point_seed"] for sample in samples])
+        return {**batch, "point_seeds": seeds, "image_names": names}
+
+    def _check_classes(self, name: str, labels: torch.Tensor) -> None:
+        outside = sorted({label for label in labels.tolist() if not 0 <= label < self.num_classes})
+        if outside:
+            raise ValueError(
+                f"{name}: the annotation holds the classes {outside}, the vocabulary ends at {self.num_classes - 1}. "
+                "Check `ignore_index`, `do_reduce_labels` and the vocabulary."
+            )
+
+
+def _without_void_and_crowds(sample: dict[str, Any]) -> dict[str, Any]:
+    """Panoptic samples: segments that stand for many objects at once are unlisted, and void like unlabelled pixels."""
+    if "segments_info" not in sample:
+        return dict(sample)
+    crowds = [segment["id"] for segment in sample["segments_info"] if segment.get("iscrowd")]
+    segments = [segment for segment in sample["segments_info"] if not segment.get("iscrowd")]
+    ids = np.asarray(sample["segmentation_map"]).astype(np.int32)
+    ids = np.where(np.isin(ids, [0, *crowds]), VOID_ID, ids)
+    return {**sample, "segments_info": segments, "segmentation_map": ids}
+
+
+def void_value(dataset: Any) -> int:
+    """What unlabelled pixels hold in augmented maps: `VOID_ID` among segment ids, `ignore_index` among classes."""
+    return VOID_ID if dataset.task == "panoptic" else dataset.ignore_index
+
+
+def _check_same_size(name: str, image: np.ndarray, labels: np.ndarray) -> None:
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"{name}: the picture is {image.shape[:2]} (height, width), its annotation {labels.shape}.")
 
 
 def resize(image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
