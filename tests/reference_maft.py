@@ -8,6 +8,7 @@ from reference_tools import Comparison, compare, compare_equal, load_arrays, ori
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+from maftplus.rename_maftplus import convert_state
 
 TOLERANCE = 1e-4  # of a tensor's largest value
 
@@ -19,7 +20,9 @@ def check_ip_clip(path: Path) -> list[Comparison]:
     with torch.no_grad():
         ours = _features(model, arrays) | _states(model, arrays)
     found = [compare(name, value, arrays[name], TOLERANCE, relative=True) for name, value in ours.items()]
-    return found + _exact(model, arrays)
+    found += _exact(model, arrays)
+    recorded = {name for name in arrays if name.startswith(("out/", "mid/"))}
+    return found + [compare_equal("every recorded array", sorted(recorded - {c.name for c in found}), [])]
 
 
 def ip_clip_model(sizes: dict) -> MaftPlusCLIPModel:
@@ -49,10 +52,10 @@ def ip_clip_model(sizes: dict) -> MaftPlusCLIPModel:
     )
     model = MaftPlusCLIPModel(config).eval()
     prefix = sizes["weight_name_prefix"]
-    shapes = {prefix + name: shape for name, shape in _visual_shapes(sizes).items()}
-    renamed = _rename({name.removeprefix(prefix): value for name, value in original_state(shapes).items()})
+    state = original_state({prefix + name: shape for name, shape in _visual_shapes(sizes).items()})
+    renamed = {name.removeprefix("clip."): value for name, value in convert_state(state, "maft", False).items()}
     _, unexpected = model.load_state_dict(renamed, strict=False)
-    absent = {name for name in model.state_dict() if name.startswith(("vision", "visual"))} - set(renamed)
+    absent = {name for name in model.state_dict() if name.startswith("vis")} - set(renamed)
     if unexpected or absent:
         raise KeyError(f"unexpected weights {sorted(unexpected)}, missing weights {sorted(absent)}")
     return model
@@ -143,30 +146,3 @@ def _block_shapes(width: int) -> dict[str, tuple[int, ...]]:
     for norm in ("ln_1", "ln_2"):
         shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
     return shapes
-
-
-RENAMES = (
-    ("transformer.resblocks.", "encoder.layers."),
-    (".attn.", ".self_attn."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".c_fc.", ".fc1."),
-    (".c_proj.", ".fc2."),
-    ("ln_pre.", "pre_layrnorm."),
-    ("ln_post.", "post_layernorm."),
-    ("conv1.", "embeddings.patch_embedding."),
-    ("class_embedding", "embeddings.class_embedding"),
-    ("positional_embedding", "embeddings.position_embedding.weight"),
-)
-
-
-def _rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """OpenAI's names -> ours."""
-    renamed = {"visual_projection.weight": state.pop("proj").T.contiguous()}
-    for name, value in state.items():
-        for old, new in RENAMES:
-            name = name.replace(old, new)
-        stem, _, kind = name.rpartition("in_proj_")
-        parts = zip(("q_proj.", "k_proj.", "v_proj."), value.chunk(3)) if stem else [(name, value)]
-        renamed |= {f"vision_model.{stem}{part}{kind if stem else ''}": tensor for part, tensor in parts}
-    return renamed
