@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+SMALL_FILES = 10_000_000  # tokenizer, code and card, generously
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
 WEIGHT_FILES = (
@@ -141,8 +142,11 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists already; give another output folder or remove it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be made ({error.strerror or error}).") from error
     try:
         yield staging
         staging.chmod(0o755)  # mkdtemp's folders are private
@@ -151,6 +155,15 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise CheckpointError(f"{out}: could not be written ({error.strerror or error}). Nothing was kept.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Raise CheckpointError before a long write that cannot end well; `num_bytes` without tokenizer, code and card."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + SMALL_FILES:
+        raise CheckpointError(
+            f"{folder.parent}: {(num_bytes + SMALL_FILES) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free."
+        )
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, show_progress: bool = False) -> None:
@@ -187,4 +200,12 @@ def _as_bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())
 
 
-__all__ = ["CheckpointError", "find_weights", "new_folder", "read_state", "unwrap", "write_safetensors"]
+__all__ = [
+    "CheckpointError",
+    "find_weights",
+    "new_folder",
+    "read_state",
+    "require_space",
+    "unwrap",
+    "write_safetensors",
+]

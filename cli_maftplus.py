@@ -189,6 +189,47 @@ def _with_progress(jobs: list) -> Iterator:
     return iter(track(jobs, description="Segmenting", console=Console(stderr=True)))
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth, .pt, .bin or .safetensors file, or an OpenCLIP Hub folder.")],
+    out: Annotated[Path, typer.Argument(help="The new model folder.")],
+    task: Annotated[str | None, typer.Option(help='"semantic" or "panoptic". Default: by the class weights.')] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON with fields that replace the released rule.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help='A folder, a Hub name, or bpe_simple_vocab_16e6.txt.gz; "none" leaves it out.')
+    ] = None,
+    proposer: Annotated[str | None, typer.Option(help="MAFT: the transformers model that proposes masks.")] = None,
+    teacher_out: Annotated[Path | None, typer.Option(help="New folder for the frozen CLIP of training.")] = None,
+    training_classes: Annotated[
+        Path | None, typer.Option(help="FC-CLIP: the classes seen in training, a line each, synonyms with commas.")
+    ] = None,
+) -> None:
+    """Turn a released checkpoint (MAFT+, MAFT, FC-CLIP, OpenCLIP) into a folder that `from_pretrained` loads."""
+    with clear_errors():
+        from .convert_maftplus_checkpoint import convert as convert_checkpoint
+
+        seen = training_classes and [line for line in training_classes.read_text().splitlines() if line.strip()]
+        convert_checkpoint(
+            source, out, task, config, tokenizer, proposer, teacher_out, training_classes=seen, show_progress=True
+        )
+        typer.echo(f"{out}: ready for from_pretrained and the Hub")
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or a folder that holds one.")],
+    config: Annotated[Path | None, typer.Option(help="JSON with fields that replace the released rule.")] = None,
+) -> None:
+    """Say what a checkpoint is, its sizes, and what `convert` would make of it. Nothing in it is executed."""
+    with clear_errors():
+        from .convert_maftplus_checkpoint import inspect_checkpoint
+
+        for name, value in inspect_checkpoint(checkpoint, config_file=config).items():
+            entries = value.items() if isinstance(value, dict) else [("", value)]
+            for entry, content in entries:
+                typer.echo(f"{name}{'.' if entry else ''}{entry}: {content}")
+
+
 def main() -> None:
     app()
 

@@ -25,7 +25,14 @@ from transformers import (
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from .checkpoint_maftplus import CheckpointError, find_weights, new_folder, read_state, write_safetensors
+from .checkpoint_maftplus import (
+    CheckpointError,
+    find_weights,
+    new_folder,
+    read_state,
+    require_space,
+    write_safetensors,
+)
 from .clip_maftplus import MaftPlusCLIPModel
 from .image_processing_maftplus import MaftPlusImageProcessorPil
 from .model_card_maftplus import model_card
@@ -141,6 +148,7 @@ def inspect_checkpoint(
         kind = detect_kind(state)
         found, is_known = _task_or_guess(state, kind, task)
     conversion = plan_conversion(state, path, found, read_overrides(config_file))
+    settings = main_settings(conversion.config) | ({} if is_known else {"cdt_form": "semantic or panoptic: `--task`"})
     return {
         "file": str(path),
         "kind": kind,
@@ -152,7 +160,7 @@ def inspect_checkpoint(
         "becomes": type(conversion.model).__name__,
         "num_converted_parameters": sum(tensor.numel() for tensor in conversion.tensors.values()),
         "dropped": dropped(state, TABLE_OF[kind]),
-        "settings": main_settings(conversion.config),
+        "settings": settings,
     }
 
 
@@ -198,8 +206,9 @@ def plan_teacher(state: dict[str, Tensor], conversion: Conversion) -> Conversion
     if not part:
         raise CheckpointError(f"{conversion.path}: carries no teacher; only MAFT+ and MAFT checkpoints do.")
     clip_config = getattr(conversion.config, "clip_config", conversion.config)
-    heads = {"num_attention_heads": clip_config.text_config.num_attention_heads}
-    return plan_conversion(part, conversion.path, overrides={"text_config": heads})
+    towers = ("text_config", "vision_config") if conversion.kind == "maft" else ("text_config",)
+    heads = {tower: {"num_attention_heads": getattr(clip_config, tower).num_attention_heads} for tower in towers}
+    return plan_conversion(part, conversion.path, overrides=heads)
 
 
 def check_shapes(tensors: dict[str, Tensor], model: PreTrainedModel, table: str) -> None:
@@ -271,11 +280,7 @@ def build_processor(
     image_processor = MaftPlusImageProcessorPil(**settings)
     if tokenizer is None:
         return image_processor
-    rows = getattr(conversion.config, "clip_config", conversion.config).text_config.vocab_size
-    if len(tokenizer) > rows:
-        raise CheckpointError(
-            f"The tokenizer has {len(tokenizer)} tokens, the text tower {rows}: it is another model's."
-        )
+    _check_tokenizer(tokenizer, getattr(conversion.config, "clip_config", conversion.config).text_config)
     if conversion.kind == "fcclip" and training_classes is None:
         logger.warning("Without `training_classes` FC-CLIP's ensemble takes every class for unseen (weight 0.8).")
     return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes)
@@ -297,6 +302,7 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 def _write(conversion: Conversion, processor, folder: Path, show_progress: bool) -> None:
     """Weights, configuration, processor, code and card, as `save_pretrained` lays them."""
+    require_space(folder, sum(tensor.numel() * 4 for tensor in conversion.tensors.values()))
     write_safetensors(conversion.tensors, folder / WEIGHTS_FILE, show_progress)
     for name, tensors in conversion.extra_files.items():
         write_safetensors(tensors, folder / name)
@@ -309,6 +315,16 @@ def _write(conversion: Conversion, processor, folder: Path, show_progress: bool)
         conversion.kind, conversion.name, conversion.task, config, conversion.path.name, conversion.notes
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_tokenizer(tokenizer: CLIPTokenizer, text_config: PreTrainedConfig) -> None:
+    """The text tower reads its feature at the end token, so both must mean the same id."""
+    largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
+    if largest >= text_config.vocab_size or end != text_config.eos_token_id:
+        raise CheckpointError(
+            f"The tokenizer is another model's: ids up to {largest}, end token {end}; the text tower has "
+            f"{text_config.vocab_size} tokens, end token {text_config.eos_token_id}. Give `tokenizer` (`--tokenizer`)."
+        )
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def model_card(
     sections = [
         f"---\n{_metadata(kind, name, is_full)}\n---",
         f"# {title}",
-        f"The released weights of {paper} ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv}), "
+        f"Weights in the format released with {paper} ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv}), "
         f"[original code]({repository})), converted from `{source_name}`. The numbers are the original's; "
         "only names and file format changed.",
         f"## Use\n\n{usage}",
@@ -112,8 +112,8 @@ def _published(kind: str, name: str, task: str | None) -> list[str]:
         return []
     paper, arxiv, _ = PAPERS[kind]
     attribution = (
-        f"**Published by the authors of {paper}** (arXiv {arxiv}) for their released weights and their code; "
-        "not measured with this folder."
+        f"**As published by the authors of {paper}** (arXiv {arxiv}) for the checkpoint they released in this size, "
+        "with their code; not measured with this folder."
     )
     return ["## Published results\n\n" + "\n\n".join([attribution, *tables])]
 
