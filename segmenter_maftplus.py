@@ -173,7 +173,7 @@ class MaftPlusDeformableAttention(nn.Module):
         # Offsets are in pixels of the level they point into. Places are float32: half precision misses by pixels.
         offsets = self.sampling_offsets(query).unflatten(-1, (heads, levels * points, 2)).float()
         x, y = (offset + anchor for offset, anchor in zip(offsets.unbind(-1), anchors))  # (B, S, M, L * P)
-        weights = self.attention_weights(query).unflatten(-1, (heads, levels * points)).softmax(-1)
+        weights = _softmax_of_few(self.attention_weights(query).unflatten(-1, (heads, levels * points)).float())
         return self.output_proj(_sample(value, sizes, x, y, weights))
 
 
@@ -204,7 +204,7 @@ def multi_scale_deformable_attention(
     locations = sampling_locations.float().flatten(3, 4)  # (B, queries, M, L * P, 2)
     heights, widths = _extents(sizes, sampling_locations.shape[4], locations)
     x, y = locations[..., 0] * widths - 0.5, locations[..., 1] * heights - 0.5
-    return _sample(value, sizes, x, y, attention_weights.flatten(3))
+    return _sample(value, sizes, x, y, attention_weights.float().flatten(3))
 
 
 def _sample(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
@@ -215,34 +215,38 @@ def _sample(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) 
     batch, num_tokens, heads, width = value.shape
     points = x.shape[-1] // len(sizes)
     heights, widths = _extents(sizes, points, x)
-    column, column_shares = _neighbours(x, widths)
-    row, row_shares = _neighbours(y, heights)
-    shares = (row_shares * weights.float().unsqueeze(-2)).unsqueeze(-2) * column_shares.unsqueeze(-3)
-    # Table rows, one a token and head: the first of the four neighbours, then the steps to all of them. A step is
-    # zero where the map is one pixel wide or high (the share is zero then, but the row must exist).
-    first = torch.addcmul(column, row, widths).int() * heads + _table_starts(
-        batch, num_tokens, heads, sizes, points, x
-    )
-    right, down = (widths > 1).int() * heads, ((heights > 1) * widths).int() * heads
-    steps = torch.stack([torch.zeros_like(right), right, down, down + right])
-    index = first.unsqueeze(-2) + steps  # (B, queries, M, 4, L * P)
-    summed = _weighted_row_sum(
-        value.reshape(-1, width), index.flatten(3).flatten(0, 2), shares.flatten(3).flatten(0, 2)
-    )
+    rows, row_shares = _neighbours(y, heights)
+    columns, column_shares = _neighbours(x, widths)
+    # One table row a token and head. Four separate planes, then one `cat`: broadcasting over the two pairs is slower.
+    starts = _table_starts(batch, num_tokens, heads, sizes, points, x)
+    rows = [(row * widths).int() * heads + starts for row in rows]
+    columns = [column.int() * heads for column in columns]
+    row_shares = [share * weights for share in row_shares]
+    index = torch.cat([row + column for row in rows for column in columns], dim=-1)  # (B, queries, M, 4 * L * P)
+    shares = torch.cat([row * column for row in row_shares for column in column_shares], dim=-1)
+    summed = _weighted_row_sum(value.reshape(-1, width), index.flatten(0, 2), shares.flatten(0, 2))
     return summed.view(batch, -1, heads * width)
 
 
-def _neighbours(place: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+def _neighbours(place: Tensor, extent: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """
-    Along one axis, the first of two neighbouring pixels and the shares of both: (..., k) -> (..., k), (..., 2, k).
+    Along one axis, the two pixels around a place and their shares, each of `place`'s shape.
 
-    The pair always lies inside the map; a pixel that is one or more away from the place has no share, so places
-    outside fade out over one pixel. `fmax` rather than a clamp: it also turns NaN into a pixel that exists.
+    A pixel outside the map is moved into it and has no share. A place that is not a number still gives
+    pixels that exist.
     """
-    first = torch.minimum(torch.fmax(place.floor(), torch.zeros_like(extent)), (extent - 2).clamp(min=0))
-    second_step = torch.where(extent > 1, 1.0, float("inf"))  # a map of one pixel has no second one
-    distance = (place - first).unsqueeze(-2) - torch.stack([torch.zeros_like(extent), second_step])
-    return first, (1 - distance.abs()).relu()
+    low = place.floor().nan_to_num()
+    high = low + 1
+    fraction = place - low
+    first, last = torch.zeros_like(extent), extent - 1
+    pixels = low.clamp(first, last), high.clamp(first, last)
+    return pixels, (torch.where(pixels[0] == low, 1 - fraction, 0.0), torch.where(pixels[1] == high, fraction, 0.0))
+
+
+def _softmax_of_few(logits: Tensor) -> Tensor:
+    """Softmax over a short last dimension, where the parts are five times faster than the whole on a CPU."""
+    exponentials = (logits - logits.amax(-1, keepdim=True)).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True)
 
 
 def _extents(sizes: Sizes, points: int, like: Tensor) -> tuple[Tensor, Tensor]:
