@@ -3,6 +3,7 @@
 import json
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +192,26 @@ def _results(settings: dict, outputs, arrays: dict) -> list[Comparison]:
         sem_seg = scores[index]["segmentation_scores"]
         found.append(compare(f"sem_seg_{index}", sem_seg, arrays[f"out/sem_seg_{index}"], SEMANTIC))
         if settings.get("panoptic_on"):
-            found += compare_panoptic(processor, outputs, index, size, stuff, arrays)
+            found += compare_panoptic(_one(outputs, index), [size], stuff, _of_image(arrays, index))
         if settings.get("instance_on"):
-            found += compare_instances(processor, outputs, index, size, stuff, settings["topk"], arrays)
+            found += compare_instances(_one(outputs, index), [size], stuff, settings["topk"], _of_image(arrays, index))
     return found
+
+
+def _one(outputs, index: int) -> SimpleNamespace:
+    """What post-processing reads of one picture."""
+    names = ("class_queries_logits", "masks_queries_logits", "unpadded_sizes", "padded_sizes")
+    return SimpleNamespace(**{name: getattr(outputs, name)[index : index + 1] for name in names})
+
+
+def _of_image(arrays: dict, index: int) -> dict:
+    """One picture's recorded results by names without its index; panoptic maps as {(thresholds): (map, segments)}."""
+    segments = arrays["meta_json"].get("segments_info", {})
+    prefix = f"out/panoptic_seg_{index}_"
+    panoptic = {
+        name.removeprefix(prefix): (array, segments[f"segments_info_{index}_{name.removeprefix(prefix)}"])
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    instances = {kind: arrays.get(f"out/inst_{kind}_{index}") for kind in ("scores", "classes", "masks")}
+    return {"panoptic": panoptic, "instances": instances}
