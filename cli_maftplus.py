@@ -70,8 +70,8 @@ def segment(
         options = {"candidate_labels": labels or None, "stuff_labels": stuff or None, "subtask": task.value}
         if threshold is not None:
             options["threshold"] = threshold
-        stuff_ids = pipe.stuff_ids(options["candidate_labels"], options["stuff_labels"])
-    failed = [path for path, stem in _with_progress(jobs) if not segment_picture(pipe, path, stem, options, stuff_ids)]
+        words = pipe.classes_and_stuff(options["candidate_labels"], options["stuff_labels"])
+    failed = [path for path, stem in _with_progress(jobs) if not segment_picture(pipe, path, stem, options, *words)]
     if failed:
         typer.secho(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(map(str, failed))}", err=True, fg="red")
         raise typer.Exit(SOME_PICTURES_FAILED)
@@ -146,7 +146,9 @@ def check_model_folder(model: str) -> None:
         raise ValueError(f"{model}: this model folder holds no weights (model.safetensors).")
 
 
-def segment_picture(pipe: Any, path: Path, stem: Path, options: dict[str, Any], stuff_ids: list[int]) -> bool:
+def segment_picture(
+    pipe: Any, path: Path, stem: Path, options: dict[str, Any], classes: list[list[str]], stuff_ids: list[int]
+) -> bool:
     """Segment one picture, write its results and print its table; False, and a message, if it cannot be read."""
     from .processing_maftplus import open_picture
     from .visualization_maftplus import segments_from_pipeline, write_results
@@ -154,7 +156,7 @@ def segment_picture(pipe: Any, path: Path, stem: Path, options: dict[str, Any], 
     try:
         picture = open_picture(path)
         segments = segments_from_pipeline(pipe(picture, **options), stuff_ids)
-        about = {"image": str(path), "task": options["subtask"]}
+        about = {"image": str(path), "task": options["subtask"], "labels": classes}
         written = write_results(stem, picture, segments, about)
     except (ValueError, OSError) as error:
         message = str(error)

@@ -413,10 +413,14 @@ class MaftPlusSegmentationPipeline(Pipeline):
             for label_id, score, mask in segments
         ]
 
-    def stuff_ids(self, candidate_labels: Sequence[ClassName] | None, stuff_labels: Sequence[ClassName] | None):
-        """Index of every class that counts as stuff in a call with these words. Raises ValueError as a call does."""
+    def classes_and_stuff(
+        self,
+        candidate_labels: Sequence[ClassName] | None = None,
+        stuff_labels: Sequence[ClassName] | None = None,
+    ) -> tuple[list[list[str]], list[int]]:
+        """Synonyms of every class and the indices of stuff in a call with these words; raises as the call does."""
         _, _, parameters = self._sanitize_parameters(candidate_labels, stuff_labels)
-        return self._classes_and_stuff(parameters.get("classes"), parameters.get("stuff_labels"))[1]
+        return self._classes_and_stuff(parameters.get("classes"), parameters.get("stuff_labels"))
 
     def _classes_and_stuff(self, classes, stuff_labels) -> tuple[list[list[str]], list[int]]:
         """The words in force and which of them are stuff: those of the call, else those stored in the model."""

@@ -19,7 +19,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import distance_transform_edt
 
 OPACITY = 0.55
-SMALLEST_SIDE = 480  # smaller pictures are enlarged, so that lines and legend stay readable
+SMALLEST_SIDE, LARGEST_SIDE = 480, 2048  # of the overlay's picture, in pixels
 LARGEST_LEGEND = 60
 BACKGROUND, INK, FAINT_INK = (255, 255, 255), (28, 30, 34), (110, 116, 124)
 
@@ -80,15 +80,21 @@ def label_image(segments: Sequence[Segment], size: tuple[int, int]) -> Image.Ima
 
 def overlay_image(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
     """The picture under coloured, outlined, numbered segments, and a legend: number, label, score, share of area."""
-    scale = max(1, math.ceil(SMALLEST_SIDE / min(picture.size)))
-    canvas = picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    canvas = picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
     colours = [segment_colour(index) for index in range(len(segments))]
+    masks = [_enlarge(segment.mask, canvas.size) for segment in segments]
     order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
     for index in order:
-        canvas = _paint(canvas, _enlarge(segments[index].mask, canvas.size), colours[index])
+        _paint(canvas, masks[index], colours[index])
     for index in order:
-        _write_number(canvas, _enlarge(segments[index].mask, canvas.size), segments[index].id, colours[index])
+        _write_number(canvas, masks[index], segments[index].id, colours[index])
     return _with_legend(canvas, segments, colours)
+
+
+def _canvas_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) on which lines and numbers are readable: small pictures grow, very large ones shrink."""
+    scale = min(max(1.0, SMALLEST_SIDE / min(size)), LARGEST_SIDE / max(size))
+    return tuple(max(1, round(edge * scale)) for edge in size)
 
 
 def segment_colour(index: int) -> tuple[int, int, int]:
@@ -102,32 +108,42 @@ def _enlarge(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
 
 
-def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Colour inside the mask, a full-strength line with a light rim along its border."""
+def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:
+    """Colour inside the mask, a full-strength line with a light rim along its border. Works on the mask's box only."""
+    box = mask.getbbox()
+    if box is None:
+        return
     thickness = max(1, round(min(canvas.size) / 350))
+    below, mask = canvas.crop(box), mask.crop(box)
     inner = mask.filter(ImageFilter.MinFilter(2 * thickness + 1))
     rim = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
-    line, light = (Image.new("RGB", canvas.size, fill) for fill in (colour, BACKGROUND))
-    painted = Image.composite(line, canvas, mask)
-    painted = Image.composite(Image.blend(canvas, line, OPACITY), painted, inner)
-    return Image.composite(light, painted, rim)
+    line, light = (Image.new("RGB", below.size, fill) for fill in (colour, BACKGROUND))
+    painted = Image.composite(line, below, mask)
+    painted = Image.composite(Image.blend(below, line, OPACITY), painted, inner)
+    canvas.paste(Image.composite(light, painted, rim), box)
 
 
 def _write_number(canvas: Image.Image, mask: Image.Image, number: int, colour: tuple[int, int, int]) -> None:
     """The segment's number on a badge, where the segment is thickest."""
-    if mask.getbbox() is None:
+    box = mask.getbbox()
+    if box is None:
         return
-    shrink = max(1, max(canvas.size) // 256)
-    inside = np.pad(np.asarray(mask.reduce(shrink)) > 127, 1)
-    row, column = np.unravel_index(np.argmax(distance_transform_edt(inside)), inside.shape)
-    centre = ((column - 0.5) * shrink, (row - 0.5) * shrink)
+    x, y = _thickest_point(mask.crop(box))
+    centre = (box[0] + x, box[1] + y)
     font = ImageFont.load_default(size=max(13, round(min(canvas.size) / 32)))
     draw = ImageDraw.Draw(canvas)
     left, top, right, bottom = draw.textbbox(centre, str(number), font=font, anchor="mm")
-    draw.rounded_rectangle(
-        (left - 5, top - 4, right + 5, bottom + 4), radius=6, fill=BACKGROUND, outline=colour, width=2
-    )
+    badge = (left - 5, top - 4, right + 5, bottom + 4)
+    draw.rounded_rectangle(badge, radius=6, fill=BACKGROUND, outline=colour, width=2)
     draw.text(centre, str(number), font=font, anchor="mm", fill=INK)
+
+
+def _thickest_point(mask: Image.Image) -> tuple[float, float]:
+    """(x, y) of the point of a mask that lies farthest from its border."""
+    shrink = max(1, max(mask.size) // 128)
+    inside = np.pad(np.asarray(mask.reduce(shrink)) > 127, 1)
+    row, column = np.unravel_index(np.argmax(distance_transform_edt(inside)), inside.shape)
+    return (column - 0.5) * shrink, (row - 0.5) * shrink
 
 
 def _with_legend(

@@ -143,7 +143,7 @@ def test_padding_to_the_largest_adds_zeros_at_the_bottom_and_right():
 
 def test_a_saved_folder_makes_our_pipeline_which_knows_the_stored_words(stored):
     assert type(stored).__name__ == "MaftPlusSegmentationPipeline"
-    assert stored.stuff_ids(None, None) == [1, 2]
+    assert stored.classes_and_stuff() == ([["cat", "kitten"], ["grass"], ["sky"]], [1, 2])
     labels = {result["label"] for result in stored(picture(), subtask="instance", threshold=0.0)}
     assert labels <= {"cat"}
     with pytest.raises(ValueError, match="'dog'"):
