@@ -50,7 +50,7 @@ class MaftPlusTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every trained tensor takes part in every step, so no search is needed."}
     )
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ..."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Metrics add up batch by batch."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,11 +148,13 @@ class MaftPlusTrainer(Trainer):
             The original CLIP. By default a copy of `model`'s CLIP when the trainer is built; so build the model from
             the *original* weights also when a run is resumed: `train(resume_from_checkpoint=...)` loads the trained
             ones afterwards. It is no part of the model and is never saved.
+        eval_collator (*optional*): Makes evaluation batches with `references` (`EvaluationCollator`).
         *args, **kwargs: As for `Trainer`.
     """
 
-    def __init__(self, *args, teacher: nn.Module | None = None, **kwargs):
+    def __init__(self, *args, teacher: nn.Module | None = None, eval_collator: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.eval_collator = eval_collator
         self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
         freeze_all_but_trainable(self.model)
         self._frozen = frozen_modules(self.model)
@@ -213,6 +215,24 @@ class MaftPlusTrainer(Trainer):
             logs.update(zip(names, (round(value, 6) for value in means.tolist())))
             self._loss_sums, self._num_summed = {}, 0
         super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Rows of counts of a batch (`compute_metrics` is a `CountedEvaluation`), in place of logits and labels."""
+        inputs = self._prepare_inputs(inputs)
+        references = inputs.pop("references")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        rows = self.compute_metrics.rows(outputs, references).to(self.args.device)
+        return None, rows, torch.ones(len(references), device=self.args.device)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As the Trainer's, with the collator for evaluation: training batches are prepared differently."""
+        training_collator = self.data_collator
+        self.data_collator = self.eval_collator or training_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
 
     def _teacher_losses(self, inputs: dict[str, Any], outputs, counts: Tensor | None) -> dict[str, Tensor]:
         if self.teacher is None:

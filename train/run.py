@@ -1,0 +1,354 @@
+"""Train and evaluate: one entry, a recipe and overrides on the command line.
+
+    accelerate launch train/run.py train/recipes/maftplus_base.yaml --do_train --do_eval \\
+        --data_root datasets --clip_name_or_path converted/convnext_base --output_dir runs/base
+    python train/run.py train/recipes/overfit.yaml --do_train --data_root photographs --max_steps 100
+    python train/run.py train/recipes/maftplus_base.yaml --do_eval --data_root datasets --model_name_or_path runs/base
+
+A recipe is a flat YAML file: every key is an option below, and the command line wins over it.
+`--resume_from_checkpoint last` goes on where a killed run stopped.
+"""
+
+import json
+import logging
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch.nn import functional as F
+from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from maftplus.clip_maftplus import MaftPlusCLIPModel
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.tokenizer_maftplus import END, START, build_clip_tokenizer, byte_tokens
+from maftplus.train.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
+from maftplus.train.card import write_card
+from maftplus.train.data import (
+    BENCHMARKS,
+    SegmentationDataset,
+    load_benchmark,
+    load_coco_panoptic,
+    load_folder,
+)
+from maftplus.train.hub import push_folder
+from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
+from maftplus.train.trainer_metrics import CountedEvaluation, EvaluationCollator
+from maftplus.train.vocabulary import load_vocabulary
+
+logger = logging.getLogger("maftplus.train")
+BYTES = "bytes"
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ModelArguments:
+    """Where the model comes from. Without any path it starts from random weights, as `model_config` says."""
+
+    model_name_or_path: str | None = field(default=None, metadata=_help("A MAFT+ model with its processor."))
+    clip_name_or_path: str | None = field(default=None, metadata=_help("CLIP's weights (converted, or of the Hub)."))
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata=_help("Default: CLIP's. 'bytes': one token a byte, for models from scratch.")
+    )
+    proposer_name_or_path: str | None = field(
+        default=None, metadata=_help("Frozen Mask2Former or MaskFormer that proposes masks (MAFT).")
+    )
+    teacher_name_or_path: str | None = field(
+        default=None, metadata=_help("The original CLIP. Default: the CLIP that the model starts with.")
+    )
+    model_config: dict | str | None = field(default=None, metadata=_help("JSON; fields of MaftPlusConfig."))
+    class_embeddings: str | None = field(
+        default=None, metadata=_help("A .npy file (K, D) in place of what the text tower makes of the class names.")
+    )
+
+    def __post_init__(self):
+        self.model_config = _parse_json(self.model_config) or {}
+
+
+@dataclass
+class DataArguments:
+    """What to train and to evaluate on."""
+
+    dataset: str | None = field(
+        default=None, metadata=_help(f"'folder', 'coco_panoptic_json' or one of {', '.join(BENCHMARKS)}.")
+    )
+    data_root: str | None = field(default=None, metadata=_help("Folder of the benchmark's official layout."))
+    train_split: str = field(default="train", metadata=_help("Split to train on."))
+    eval_split: str = field(default="val", metadata=_help("Split to evaluate on."))
+    eval_dataset: str | None = field(default=None, metadata=_help("Default: the training data set."))
+    image_folder: str | None = field(default=None, metadata=_help("'folder', 'coco_panoptic_json': pictures."))
+    label_folder: str | None = field(default=None, metadata=_help("The same: label maps or panoptic PNGs."))
+    panoptic_json: str | None = field(default=None, metadata=_help("'coco_panoptic_json': the JSON file."))
+    vocabulary: str | None = field(default=None, metadata=_help("Vocabulary of these two: a name or a file."))
+    ignore_index: int | None = field(default=None, metadata=_help("'folder': value of unlabelled pixels."))
+    do_reduce_labels: bool = field(default=False, metadata=_help("'folder': 0 is unlabelled, others count from 1."))
+    max_train_samples: int | None = field(default=None, metadata=_help("Train on the first so many samples."))
+    max_eval_samples: int | None = field(default=None, metadata=_help("Evaluate on the first so many samples."))
+    augmentation: list | str | None = field(
+        default=None, metadata=_help("JSON; a list of transforms, see train/augmentation.py.")
+    )
+    eval_size: dict | str | None = field(
+        default=None, metadata=_help('JSON; {"shortest_edge": 800, "longest_edge": 1333} of evaluation and use.')
+    )
+    do_compare_scores: bool = field(
+        default=False, metadata=_help("Evaluate the segmenter's own class scores too, beside CLIP's.")
+    )
+
+    def __post_init__(self):
+        self.augmentation = _parse_json(self.augmentation) or []
+        self.eval_size = _parse_json(self.eval_size)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Run what the command line asks for; returns the metrics."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    model_args, data_args, args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    push_to = (args.hub_model_id or Path(args.output_dir).name) if args.push_to_hub else None
+    args.push_to_hub = False  # pushed once, at the end, by ourselves: it must not need a network before
+    set_seed(args.seed)
+    trainer = build_trainer(model_args, data_args, args)
+    if args.do_train:
+        trainer.train(resume_from_checkpoint=find_checkpoint(args))
+        if trainer.sigterm.received:
+            logger.warning("Stopped by SIGTERM; go on with --resume_from_checkpoint last.")
+            return {}
+        trainer.save_model()
+        trainer.save_state()
+    metrics = trainer.evaluate() if args.do_eval else {}
+    if trainer.is_world_process_zero():
+        _write_results(arguments, metrics, trainer, data_args)
+        if push_to:
+            push_folder(Path(args.output_dir), push_to)
+    return metrics
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]:
+    """
+    Options of an optional recipe (first argument, `*.yaml`) and of the command line, which wins.
+
+    Raises:
+        ValueError: if the recipe is not a flat mapping.
+    """
+    if _is_recipe(arguments):
+        arguments = [*read_recipe(Path(arguments[0])), *arguments[1:]]
+    parser = HfArgumentParser((ModelArguments, DataArguments, MaftPlusTrainingArguments))
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def read_recipe(path: Path) -> list[str]:
+    """A recipe as command-line options; lists and mappings become JSON."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of options, got {type(recipe).__name__}.")
+    options = []
+    for name, value in recipe.items():
+        if value is not None:
+            options += [f"--{name}", json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
+    return options
+
+
+def build_trainer(
+    model_args: ModelArguments, data_args: DataArguments, args: MaftPlusTrainingArguments
+) -> MaftPlusTrainer:
+    """Data, model, processor and teacher, put together."""
+    train_data = load_data(data_args, data_args.train_split) if args.do_train else None
+    eval_data = _eval_data(data_args) if args.do_eval or args.eval_strategy != "no" else None
+    data = train_data or eval_data
+    if data is None:
+        raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
+    processor = build_processor(model_args, data_args)
+    model = build_model(model_args)
+    store_vocabulary(model, processor, data, model_args.class_embeddings)
+    void = void_value(data)
+    if train_data is not None:
+        transforms = build_transforms(data_args.augmentation, ignore_index=void)
+        train_data = AugmentedDataset(train_data, transforms, seed=args.seed)
+    return MaftPlusTrainer(
+        model=model,
+        args=args,
+        teacher=_teacher(model_args),
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        data_collator=TrainingCollator(processor.image_processor, data.vocabulary.num_labels, void),
+        eval_collator=EvaluationCollator(processor.image_processor),
+        compute_metrics=_counted_evaluation(model, processor, eval_data, data_args) if eval_data else None,
+        processing_class=processor,
+    )
+
+
+def load_data(args: DataArguments, split: str, name: str | None = None) -> SegmentationDataset:
+    """
+    The data set `name` (default `args.dataset`), cut to its first samples where asked for.
+
+    Raises:
+        ValueError: if an argument that this kind of data needs is missing.
+    """
+    name = name or args.dataset
+    if name in BENCHMARKS:
+        data = load_benchmark(name, _required(args, "data_root"), split)
+    elif name == "folder":
+        data = load_folder(
+            _required(args, "image_folder"),
+            _required(args, "label_folder"),
+            load_vocabulary(_required(args, "vocabulary")),
+            args.ignore_index,
+            args.do_reduce_labels,
+        )
+    elif name == "coco_panoptic_json":
+        files = [_required(args, key) for key in ("panoptic_json", "image_folder", "label_folder")]
+        data = load_coco_panoptic(*files, load_vocabulary(_required(args, "vocabulary")))
+    else:
+        raise ValueError(
+            f"`dataset` must be 'folder', 'coco_panoptic_json' or one of {', '.join(BENCHMARKS)}, got {name!r}."
+        )
+    most = args.max_train_samples if split == args.train_split else args.max_eval_samples
+    return data if most is None else replace(data, items=data.items[:most])
+
+
+def build_processor(model_args: ModelArguments, data_args: DataArguments) -> MaftPlusProcessor:
+    """The model's processor, or a new one around the tokenizer; pictures are prepared at `eval_size`."""
+    if model_args.model_name_or_path is not None:
+        processor = MaftPlusProcessor.from_pretrained(model_args.model_name_or_path)
+    else:
+        processor = MaftPlusProcessor(MaftPlusImageProcessorPil(), _tokenizer(model_args))
+    if data_args.eval_size is not None:
+        fields = {**processor.image_processor.to_dict(), "size": data_args.eval_size}
+        processor.image_processor = MaftPlusImageProcessorPil.from_dict(fields)
+    return processor
+
+
+def build_model(args: ModelArguments) -> MaftPlusForUniversalSegmentation:
+    """A whole model, or a new one around CLIP (and a proposer), or one with random weights throughout."""
+    if args.model_name_or_path is not None:
+        return MaftPlusForUniversalSegmentation.from_pretrained(args.model_name_or_path, **args.model_config)
+    fields = dict(args.model_config)
+    clip_fields = fields.pop("clip_config", {})
+    clip = proposer = None
+    if args.clip_name_or_path is not None:
+        clip = MaftPlusCLIPModel.from_pretrained(args.clip_name_or_path, **clip_fields)
+    if args.proposer_name_or_path is not None:
+        proposer = AutoModelForUniversalSegmentation.from_pretrained(args.proposer_name_or_path)
+        fields["proposer_config"] = proposer.config
+    clip_config = MaftPlusCLIPConfig(**clip_fields) if clip is None else clip.config
+    model = MaftPlusForUniversalSegmentation(MaftPlusConfig(clip_config=clip_config, **fields))
+    if clip is not None:
+        model.model.clip = clip
+    if proposer is not None:
+        model.model.proposer = proposer
+    return model
+
+
+def store_vocabulary(
+    model: MaftPlusForUniversalSegmentation,
+    processor: MaftPlusProcessor,
+    data: SegmentationDataset,
+    class_embeddings: str | None = None,
+) -> None:
+    """The classes of the data become the model's: names, synonyms, stuff and embeddings are saved with it."""
+    vocabulary = data.vocabulary
+    stuff = [vocabulary.prompts[index] for index in vocabulary.stuff or ()]
+    if class_embeddings is None:
+        with torch.no_grad():
+            model.eval().set_vocabulary(processor, vocabulary.prompts, stuff=stuff)
+        return
+    rows = torch.from_numpy(np.load(class_embeddings)).float()
+    expected = (vocabulary.num_labels, model.config.clip_config.projection_dim)
+    if tuple(rows.shape) != expected:
+        raise ValueError(
+            f"`class_embeddings` must be {expected} (classes, joint space), {class_embeddings} is {tuple(rows.shape)}."
+        )
+    model.config.store_vocabulary([[name] for name in vocabulary.names], list(vocabulary.stuff or ()), [])
+    model.vocabulary_embeds = F.normalize(rows, dim=-1)
+
+
+def find_checkpoint(args: MaftPlusTrainingArguments) -> str | None:
+    """
+    The checkpoint to go on from: a path, or the newest of the output folder for `last`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if args.resume_from_checkpoint in (None, "", "False", "false"):
+        return None
+    if args.resume_from_checkpoint not in ("last", "True", "true"):
+        return args.resume_from_checkpoint
+    checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if checkpoint is None:
+        raise FileNotFoundError(f"{args.output_dir} holds no checkpoint to resume from.")
+    return checkpoint
+
+
+def _eval_data(args: DataArguments) -> SegmentationDataset:
+    return load_data(args, args.eval_split, args.eval_dataset)
+
+
+def _counted_evaluation(model, processor, data: SegmentationDataset, args: DataArguments) -> CountedEvaluation:
+    vocabulary = data.vocabulary
+    return CountedEvaluation(
+        processor.image_processor,
+        vocabulary.num_labels,
+        data.task,
+        data.ignore_index,
+        stuff=vocabulary.stuff or (),
+        seen=vocabulary.seen,
+        do_compare_scores=args.do_compare_scores and model.config.proposer_config is None,
+    )
+
+
+def _teacher(args: ModelArguments) -> MaftPlusCLIPModel | None:
+    if args.teacher_name_or_path is None:
+        return None
+    return MaftPlusCLIPModel.from_pretrained(args.teacher_name_or_path)
+
+
+def _tokenizer(args: ModelArguments):
+    source = args.tokenizer_name_or_path or args.clip_name_or_path
+    if source is None:
+        raise ValueError("`tokenizer_name_or_path` is missing: a folder, a Hub name, or 'bytes'.")
+    if source == BYTES:
+        return build_clip_tokenizer({token: index for index, token in enumerate([*byte_tokens(), START, END])}, [])
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _write_results(
+    arguments: list[str], metrics: dict[str, float], trainer: MaftPlusTrainer, data_args: DataArguments
+) -> None:
+    """`metrics.json`, the loss curves and the model card, into the output folder."""
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if metrics:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    if trainer.args.do_train:
+        recipe = Path(arguments[0]).read_text(encoding="utf-8") if _is_recipe(arguments) else ""
+        write_card(folder, trainer, metrics, data_args, shlex.join(["python", "train/run.py", *arguments]), recipe)
+
+
+def _is_recipe(arguments: list[str]) -> bool:
+    return bool(arguments) and arguments[0].endswith((".yaml", ".yml"))
+
+
+def _required(args: DataArguments, name: str) -> Any:
+    value = getattr(args, name)
+    if value is None:
+        raise ValueError(f"`{name}` is missing: `dataset={args.dataset}` needs it.")
+    return value
+
+
+def _parse_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+if __name__ == "__main__":
+    main()
