@@ -11,6 +11,7 @@ Shapes: H x W the picture; label maps hold training ids 0..K-1 and `ignore_index
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def load_coco_panoptic(
 class HubDataset(torch.utils.data.IterableDataset):
     """
     Samples of a `datasets` data set (or stream) with a picture and a label map a row, in the form of
-    `SegmentationDataset`. Iterating yields (index, sample); of several processes, each takes its own rows.
+    `SegmentationDataset`. Of several processes each takes every n-th row.
     """
 
     name: str
@@ -225,8 +226,17 @@ class HubDataset(torch.utils.data.IterableDataset):
     task: str = "semantic"
 
     def __iter__(self) -> Iterator[Sample]:
-        for index, row in enumerate(self.rows):
-            yield self.sample(index, row)
+        return self.samples()
+
+    def samples(self, rank: int = 0, world: int = 1, max_samples: int | None = None) -> Iterator[Sample]:
+        """Every `world`-th sample from `rank` on, of the first `max_samples`."""
+        if hasattr(self.rows, "__getitem__"):  # not a stream: only its own rows are decoded
+            for index in range(rank, min(len(self.rows), max_samples or len(self.rows)), world):
+                yield self.sample(index, self.rows[index])
+            return
+        for index, row in enumerate(islice(self.rows, max_samples)):
+            if index % world == rank:
+                yield self.sample(index, row)
 
     def sample(self, index: int, row: Mapping[str, Any]) -> Sample:
         """One row as a sample; rows are called by their `image_id` or `file_name` column, or by number."""
