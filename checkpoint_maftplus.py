@@ -117,19 +117,19 @@ def _load_pickle(path: Path) -> Any:
 
 
 def _explain_refusal(path: Path, error: Exception) -> str:
-    if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
-        return (
-            f"{path}: the file needs more than tensors and plain containers ({_first_line(error)}). "
-            "Loading it could run code, so it is refused; save the state dict alone (`model.state_dict()`)."
-        )
-    return f"{path}: cut short or no checkpoint ({_first_line(error)})."
+    if "truncated" in str(error):
+        return f"{path}: cut short ({_first_line(error)})."
+    return (
+        f"{path}: holds more than tensors and plain containers, or is no checkpoint ({_first_line(error)}). Reading "
+        "anything else could run code, so it is refused; save the state dict alone (`model.state_dict()`)."
+    )
 
 
 def _first_line(error: Exception) -> str:
     """What torch says about a file, without its advice to load unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     details = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (details or lines or [type(error).__name__])[0][:200]
+    return (details or lines or [type(error).__name__])[0][:200].rstrip(".")
 
 
 @contextmanager
@@ -140,6 +140,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: if `out` exists already and is not an empty folder, or cannot be written.
     """
+    out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: exists already; give another output folder or remove it.")
     try:

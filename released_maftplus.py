@@ -237,7 +237,7 @@ def _clip_rules(clip: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
     return {
         "text_config": text,
         "vision_config": {"num_attention_heads": max(width // HEAD_WIDTH, 1), "hidden_act": "quick_gelu"},
-        "first_masked_layer": min(MAFT_FIRST_MASKED_LAYER, layers),
+        "first_masked_layer": min(MAFT_FIRST_MASKED_LAYER, layers - 1),
         "position_align_corners": kind == "maft",
     }
 
