@@ -29,7 +29,7 @@ from .configuration_maftplus import MaftPlusCLIPConfig
 
 VISIBLE_FROM = 0.5  # a patch belongs to a mask from this probability on (arXiv 2310.00240)
 SELF_SLOT_WIDTH = 8  # extra head channels that carry a token's score with itself; 8 keeps fused kernels aligned
-MASKS_AT_ONCE = 64  # masks converted to float32 together when they are resized
+MASKS_AT_ONCE = 64  # masks of another type converted to float32 together when they are resized
 
 
 @dataclass
@@ -226,8 +226,7 @@ class MaftPlusCLIPModel(CLIPModel):
             ValueError: if `pixel_values` is not a batch of images or smaller than one cell of the tower's grid.
         """
         self._check_pixel_values(pixel_values)
-        weight = next(self.vision_model.parameters())
-        pixel_values = pixel_values.to(weight.device, weight.dtype)
+        pixel_values = pixel_values.to(self.vision_model.dtype)
         if self.takes_masks_by_pooling:
             return self._encode_by_stages(pixel_values)
         return self._encode_up_to_masks(pixel_values)
@@ -329,7 +328,7 @@ class MaftPlusCLIPModel(CLIPModel):
     def _pool_under_masks(self, vision: MaftPlusVisionOutput, masks: Tensor) -> Tensor:
         inside = _resize_masks(masks, vision.grid_size, as_logits=True) > 0
         area = inside.sum((-2, -1), keepdim=True, dtype=torch.float32)
-        weights = (inside / (area + 1e-8)).to(vision.dense_features.dtype)
+        weights = (inside / (area + 1e-8)).to(vision.dense_features)
         pooled = weights.flatten(2) @ vision.dense_features.flatten(2).transpose(1, 2)  # (B, Q, C)
         return self._project(pooled)
 
@@ -370,6 +369,7 @@ class MaftPlusCLIPModel(CLIPModel):
     def _stack_masks(self, masks: Sequence[Tensor], pixel_values: Tensor) -> Tensor:
         """Masks of different number and size, resized to the tower's grid and filled up with empty ones."""
         grid_size = self._grid_size(pixel_values)
+        masks = [torch.as_tensor(mask, device=pixel_values.device) for mask in masks]
         for index, mask in enumerate(masks):
             if mask.ndim != 3:
                 raise ValueError(f"`masks[{index}]` must be (masks, height, width), got shape {tuple(mask.shape)}.")
@@ -414,8 +414,11 @@ def _build_vit(config: MaftPlusCLIPConfig) -> CLIPVisionModel:
 
 
 def _build_convnext(config: MaftPlusCLIPConfig) -> ConvNextModel:
-    """transformers' ConvNeXt, its blocks replaced by those that can be checkpointed."""
-    tower = ConvNextModel._from_config(config.vision_config)
+    """transformers' ConvNeXt, its blocks replaced by those that can be checkpointed.
+
+    It has no attention and would refuse the `attn_implementation` that the text tower was asked for.
+    """
+    tower = ConvNextModel._from_config(config.vision_config, attn_implementation="eager")
     for stage, width in zip(tower.encoder.stages, tower.config.hidden_sizes):
         rates = [getattr(layer.drop_path, "drop_prob", 0.0) for layer in stage.layers]
         stage.layers = nn.ModuleList(MaftPlusConvNextLayer(tower.config, width, rate) for rate in rates)
@@ -457,17 +460,20 @@ def _dense_tokens(dense_features: Tensor, token_order: str) -> Tensor:
 
 
 def _resize_masks(masks: Tensor, size: tuple[int, int], as_logits: bool = False) -> Tensor:
-    """Masks resized bilinearly in float32, (B, Q, h, w), without gradient; bool masks become 0 and 1, or -1 and 1."""
-    masks = masks.detach()
-    if masks.shape[1] == 0 or masks.shape[0] == 0:
+    """Masks resized bilinearly, without corner alignment and without gradient, (B, Q, h, w) in float32."""
+    if masks.shape[0] == 0 or masks.shape[1] == 0:
         return torch.zeros(*masks.shape[:2], *size, device=masks.device)
-    resized = []
-    for part in masks.split(MASKS_AT_ONCE, dim=1):
-        values = part.float()
-        if as_logits and masks.dtype == torch.bool:
-            values = 2 * values - 1
-        resized.append(F.interpolate(values, size=size, mode="bilinear", align_corners=False))
-    return torch.cat(resized, dim=1)
+    # A float32 copy of a thousand large bool masks would take gigabytes; a compiled graph never holds it.
+    is_costly = masks.dtype != torch.float32 and not torch.compiler.is_compiling()
+    parts = masks.detach().split(MASKS_AT_ONCE, dim=1) if is_costly else [masks.detach()]
+    resized = [F.interpolate(_as_values(part, as_logits), size=size, mode="bilinear") for part in parts]
+    return torch.cat(resized, dim=1) if is_costly else resized[0]
+
+
+def _as_values(masks: Tensor, as_logits: bool) -> Tensor:
+    """Masks as float32; bool masks become 0 and 1, or -1 and 1."""
+    values = masks.float()
+    return 2 * values - 1 if as_logits and masks.dtype == torch.bool else values
 
 
 def _check_probabilities(probabilities: Tensor) -> None:

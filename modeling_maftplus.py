@@ -148,6 +148,10 @@ def class_log_probabilities(
     return torch.log(torch.cat([probabilities, void_probabilities], dim=-1) + LOG_FLOOR)
 
 
+class ZeroLinear(nn.Linear):
+    """A Linear that starts at zero. A type of its own: `_init_weights` is not called for modules without parameters."""
+
+
 class ContentDependentTransfer(nn.Module):
     """Class embeddings look at the image before they classify it (arXiv 2408.00744, "Content-Dependent Transfer").
 
@@ -160,7 +164,7 @@ class ContentDependentTransfer(nn.Module):
         width = config.clip_config.projection_dim
         self.form = config.cdt_form
         self.attn = MaftPlusAttention(width, config.cdt_num_attention_heads)
-        self.linear = nn.Linear(width, width)
+        self.linear = (ZeroLinear if config.cdt_form == "panoptic" else nn.Linear)(width, width)
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(self, text_embeds: Tensor, dense_embeds: Tensor) -> Tensor:
@@ -194,9 +198,9 @@ class MaftPlusPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_segmenter_weights(module, self.config)
-        if isinstance(module, ContentDependentTransfer) and module.form == "panoptic":
-            init.zeros_(module.linear.weight)
-            init.zeros_(module.linear.bias)
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         if isinstance(module, MaftPlusForUniversalSegmentation) and module.vocabulary_embeds is not None:
             init.zeros_(module.vocabulary_embeds)
 
