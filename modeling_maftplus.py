@@ -149,7 +149,7 @@ def class_log_probabilities(
 
 
 class ZeroLinear(nn.Linear):
-    """A Linear that starts at zero. A type of its own: `_init_weights` is not called for modules without parameters."""
+    """A Linear that starts at zero; of its own type, as `_init_weights` skips parents that hold no parameter."""
 
 
 class ContentDependentTransfer(nn.Module):
@@ -372,8 +372,8 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             return self._propose_externally(pixel_values, pixel_mask)
         if not self.config.has_segmenter:
             raise ValueError(
-                "This model has no mask proposer: pass `proposal_logits` (images, masks, height, width), or build it with "
-                "a `proposer_config`."
+                "This model has no mask proposer: pass `proposal_logits` (images, masks, height, width), or build it "
+                "with a `proposer_config`."
             )
         maps = [feature.detach() for feature in vision.feature_maps]  # the trunk learns from CLIP's losses alone
         found = self.segmenter(maps, output_auxiliary_logits=output_auxiliary_logits)
@@ -402,7 +402,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         return pixels if pixel_mask is None else pixels * pixel_mask[:, None]
 
     def _resize_proposals(self, proposals: Proposals, pixel_values: Tensor) -> Tensor:
-        """MAFT brings mask logits to the padded picture first, with corner alignment; mask pooling needs no such step."""
+        """MAFT brings mask logits to the padded picture first, with corner alignment; pooling needs no such step."""
         masks = proposals.masks_queries_logits
         if self._pools_masks:
             return masks
@@ -505,8 +505,8 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
         Args:
             mask_labels (`list` of `Tensor` (N, H, W), *optional*): Ground-truth masks of each picture, padded size.
             class_labels (`list` of `Tensor` (N,), *optional*): Their classes; with them the losses are computed.
-            loss_counts (`Tensor` (3,), *optional*): What the losses are divided by (`count_targets`); default: the counts of
-                this batch.
+            loss_counts (`Tensor` (3,), *optional*):
+                What the losses are divided by (`count_targets`); default: the counts of this batch.
             point_seeds (`list[int]`, *optional*): Seeds of each picture's random points (exact resumption).
             output_auxiliary_logits (`bool`, *optional*): Earlier predictions too; default: when a loss reads them.
 
