@@ -170,15 +170,18 @@ def print_table(path: Path, segments: list[Any], overlay: Path) -> None:
     """One line a segment."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{path} -> {overlay}", title_justify="left")
+    console = Console()
+    console.print(Text(f"{path} -> {overlay}"), soft_wrap=True)
+    table = Table()
     for name, justify in (("id", "right"), ("label", "left"), ("kind", "left"), ("score", "right"), ("area", "right")):
         table.add_column(name, justify=justify, overflow="fold")
     for one in segments:
         score = "" if one.score is None else f"{one.score:.3f}"
         share = f"{one.area / max(1, one.mask.size):.1%}"
-        table.add_row(str(one.id), one.label, "thing" if one.isthing else "stuff", score, share)
-    Console().print(table if segments else f"{path} -> {overlay}: no segment found")
+        table.add_row(str(one.id), Text(one.label), "thing" if one.isthing else "stuff", score, share)
+    console.print(table if segments else "no segment found")
 
 
 def _with_progress(jobs: list) -> Iterator:
@@ -230,6 +233,39 @@ def inspect(
             entries = value.items() if isinstance(value, dict) else [("", value)]
             for entry, content in entries:
                 typer.echo(f"{name}{'.' if entry else ''}{entry}: {content}")
+
+
+@app.command()
+def prepare(
+    benchmark: Annotated[str, typer.Argument(help="Name in the registry, as ade20k_panoptic.")],
+    root: Annotated[Path, typer.Argument(help="The data set's folder, or the one that holds it.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+) -> None:
+    """Convert a benchmark's annotations where they cannot be read as published; what is done is not done again."""
+    with clear_errors():
+        from .train.prepare import prepare as prepare_benchmark
+
+        for line in prepare_benchmark(benchmark, root, workers):
+            typer.echo(line)
+
+
+@app.command()
+def verify(
+    benchmark: Annotated[str, typer.Argument(help="Name in the registry, as ade20k_150.")],
+    root: Annotated[Path, typer.Argument(help="The data set's folder, or the one that holds it.")],
+    split: Annotated[list[str], typer.Option(help='"val" or "train". Repeat.')] = ("val",),
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+) -> None:
+    """Say what is missing or wrong on disk: counts, sizes, ids outside the vocabulary, with the file's path."""
+    with clear_errors():
+        from .train.prepare import verify as verify_benchmark
+
+        findings = verify_benchmark(benchmark, root, split, workers)
+        for line in findings:
+            typer.echo(line)
+        typer.echo(f"{benchmark}: {len(findings)} findings" if findings else f"{benchmark}: all is well")
+    if findings:
+        raise typer.Exit(SOME_PICTURES_FAILED)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ Shapes: B images, K classes, P synonyms, N prompts (P times the number of templa
 """
 
 import html
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -286,17 +287,17 @@ class MaftPlusProcessor(ProcessorMixin):
         text = ["input_ids", "attention_mask", "prompt_class_ids", "prompt_synonym_ids"]
         return list(dict.fromkeys([*self.image_processor.model_input_names, *text]))
 
-    def post_process_semantic_segmentation(self, outputs, **kwargs):
+    def post_process_semantic_segmentation(self, outputs, *args, **kwargs):
         """See the image processor."""
-        return self.image_processor.post_process_semantic_segmentation(outputs, **kwargs)
+        return self.image_processor.post_process_semantic_segmentation(outputs, *args, **kwargs)
 
-    def post_process_instance_segmentation(self, outputs, **kwargs):
+    def post_process_instance_segmentation(self, outputs, *args, **kwargs):
         """See the image processor."""
-        return self.image_processor.post_process_instance_segmentation(outputs, **kwargs)
+        return self.image_processor.post_process_instance_segmentation(outputs, *args, **kwargs)
 
-    def post_process_panoptic_segmentation(self, outputs, **kwargs):
+    def post_process_panoptic_segmentation(self, outputs, *args, **kwargs):
         """See the image processor."""
-        return self.image_processor.post_process_panoptic_segmentation(outputs, **kwargs)
+        return self.image_processor.post_process_panoptic_segmentation(outputs, *args, **kwargs)
 
 
 class MaftPlusSegmentationPipeline(Pipeline):
@@ -412,6 +413,11 @@ class MaftPlusSegmentationPipeline(Pipeline):
             {"score": score, "label": classes[label_id][0], "label_id": label_id, "mask": mask_image(mask)}
             for label_id, score, mask in segments
         ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Model and processor in one folder, from which `pipeline` makes this again."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def classes_and_stuff(
         self,
