@@ -230,7 +230,7 @@ class HubDataset(torch.utils.data.IterableDataset):
 
     def samples(self, rank: int = 0, world: int = 1, max_samples: int | None = None) -> Iterator[Sample]:
         """Every `world`-th sample from `rank` on, of the first `max_samples`."""
-        if hasattr(self.rows, "__getitem__"):  # not a stream: only its own rows are decoded
+        if hasattr(self.rows, "__len__"):  # not a stream: only its own rows are decoded
             for index in range(rank, min(len(self.rows), max_samples or len(self.rows)), world):
                 yield self.sample(index, self.rows[index])
             return
