@@ -9,6 +9,7 @@ import pickle
 import shutil
 import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -105,7 +106,9 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 def _load_pickle(path: Path) -> Any:
     """`torch.load` that cannot run code; memory-mapped unless the file has the old format, which torch cannot map."""
     try:
-        return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles; what matters raises
+            return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_explain_refusal(path, error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -129,7 +132,7 @@ def _first_line(error: Exception) -> str:
     """What torch says about a file, without its advice to load unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     details = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (details or lines or [type(error).__name__])[0][:200].rstrip(".")
+    return f"{type(error).__name__}: {(details or lines or ['no more is known'])[0][:200]}".rstrip(".")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from torch import Tensor
 from transformers import (
+    AutoImageProcessor,
     AutoModelForUniversalSegmentation,
     CLIPTokenizer,
     PreTrainedConfig,
@@ -186,6 +187,8 @@ def plan_conversion(
         task = infer_task(state, kind, task)
         proposer_model = None if proposer is None else load_proposer(proposer)
         config = infer_config(state, kind, task, overrides, proposer_model and proposer_model.config)
+        if proposer is not None:
+            _adopt_statistics(config, proposer)
         tensors = _convert(state, kind, config)
         if proposer_model is not None:
             tensors.update({f"model.proposer.{name}": tensor for name, tensor in proposer_model.state_dict().items()})
@@ -250,6 +253,19 @@ def load_proposer(proposer: str | Path) -> PreTrainedModel:
         return AutoModelForUniversalSegmentation.from_pretrained(proposer, dtype=torch.float32)
     except (OSError, ValueError, HFValidationError) as error:
         raise CheckpointError(f"{proposer}: no universal-segmentation model of transformers ({error}).") from error
+
+
+def _adopt_statistics(config: PreTrainedConfig, proposer: str | Path) -> None:
+    """The proposer's own normalisation, unless the configuration file gave one or the proposer has none."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(proposer)
+    except (OSError, ValueError):
+        logger.warning(
+            f"{proposer}: found no image processor; its pictures are normalised with ImageNet's statistics."
+        )
+        return
+    config.proposer_image_mean = config.proposer_image_mean or list(processor.image_mean)
+    config.proposer_image_std = config.proposer_image_std or list(processor.image_std)
 
 
 def load_tokenizer(tokenizer: str | Path | None, source: Path) -> CLIPTokenizer | None:

@@ -114,6 +114,8 @@ def infer_config(
         shapes, rules = {"clip_config": shapes}, {"clip_config": rules, **_model_rules(kind, task)}
         shapes.update(_segmenter_shapes(converted) if proposer_config is None else {})
     overrides = overrides or {}
+    if not is_full:
+        overrides = overrides.get("clip_config", overrides)  # the full model's file serves its CLIP alone, too
     _check_contradictions(shapes, overrides)
     fields = _merged(_merged(shapes, rules), overrides)
     if is_full and overrides.get("cdt_form", rules["cdt_form"]) != rules["cdt_form"]:

@@ -394,6 +394,9 @@ def tiny_proposer(folder: Path) -> Mask2FormerForUniversalSegmentation:
     }
     model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **sizes, **small))
     model.save_pretrained(folder)
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
+    described = {"image_processor_type": "Mask2FormerImageProcessor", **statistics}
+    (folder / "preprocessor_config.json").write_text(json.dumps(described))
     return model
 
 
@@ -422,6 +425,7 @@ def test_maft_with_a_proposer_becomes_the_full_model(tmp_path, tokenizer_folder)
     model, loading = MaftPlusForUniversalSegmentation.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not loading["missing_keys"] | loading["unexpected_keys"]
     torch.testing.assert_close(model.model.proposer.state_dict(), proposer.state_dict())
+    assert (model.config.proposer_image_mean, model.config.proposer_image_std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
     torch.testing.assert_close(model.model.void_embedding.weight, state["clip_adapter.non_object_embedding"])
     text = {"text_embeds": torch.eye(3, 32), "text_class_ids": torch.arange(3)}
     with torch.no_grad():
