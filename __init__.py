@@ -6,12 +6,14 @@ Importing this package registers its classes with transformers' Auto classes, so
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageSegmentation,
     AutoModelForUniversalSegmentation,
     AutoProcessor,
 )
+
+# Not from the top: there, transformers 5.17 asks for torchvision, which the class itself does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .clip_maftplus import MaftPlusCLIPModel
 from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig

@@ -172,6 +172,7 @@ class MaftPlusTextKwargs(TextKwargs, total=False):
 class MaftPlusProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: MaftPlusTextKwargs
     images_kwargs: MaftPlusImageProcessorKwargs
+    _defaults = {}  # transformers 5.17 reads it
 
 
 class MaftPlusProcessor(ProcessorMixin):

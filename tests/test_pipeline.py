@@ -196,9 +196,10 @@ WITHOUT_PACKAGE = """
     import numpy as np
     from PIL import Image
     from transformers import (
-        AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation,
-        AutoProcessor, AutoTokenizer, pipeline,
+        AutoConfig, AutoModel, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation, AutoProcessor,
+        AutoTokenizer, pipeline,
     )
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
     for source in (folder, again):
