@@ -363,8 +363,11 @@ class MaftPlusSegmentationPipeline(Pipeline):
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
             raise ValueError("Give at least one picture: a path, a URL or a PIL image.")
+        inputs = list(inputs) if isinstance(inputs, tuple) else inputs
         post = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
         self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
+        if isinstance(inputs, list) and not inputs:
+            return []
         return super().__call__(inputs, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:

@@ -140,6 +140,13 @@ def test_paths_and_pictures_give_the_same(pipe, tmp_path):
     assert [np.asarray(one["mask"]).tolist() for one in ours] == [np.asarray(one["mask"]).tolist() for one in theirs]
 
 
+def test_one_result_comes_for_each_of_the_pictures_given(pipe):
+    options = {"candidate_labels": LABELS, "subtask": "semantic"}
+    assert pipe([], **options) == []
+    assert len(pipe((picture(), picture(seed=1)), **options)) == 2
+    assert pipe(np.asarray(picture()), **options)[0]["mask"].size == (70, 50)
+
+
 def test_padding_to_the_largest_adds_zeros_at_the_bottom_and_right():
     small, large = (
         {"pixel_values": torch.ones(1, 3, *size), "pixel_mask": torch.ones(1, *size)} for size in ((2, 4), (3, 2))
