@@ -20,7 +20,8 @@ test-lower-bound:
 
 # transformers' own common tests on our classes; downloads its source distribution, nothing of it is kept here.
 test-common: $(VENV)/.installed
-	$(BIN)/python tests/common/run.py
+	$(BIN)/python -m pip install --quiet parameterized
+	OMP_NUM_THREADS=1 $(BIN)/python tests/common/run.py
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check --fix .

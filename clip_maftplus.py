@@ -215,6 +215,12 @@ class MaftPlusCLIPModel(CLIPModel):
         if isinstance(module.visual_projection, nn.Linear):
             init.normal_(module.visual_projection.weight, std=module.vision_embed_dim**-0.5 * factor)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = value
+
     def encode_image(self, pixel_values: Tensor) -> MaftPlusVisionOutput:
         """
         The one trunk pass of a step: everything that `embed_masks`, `embed_dense` and `embed_image` read.

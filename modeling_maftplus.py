@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForUniversalSegmentation, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
 
 from .clip_maftplus import MaftPlusCLIPModel
 from .configuration_maftplus import MaftPlusConfig
@@ -221,7 +222,10 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.clip.text_model.embeddings.token_embedding
+        return self.clip.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.clip.set_input_embeddings(value)
 
     @torch.no_grad()
     def encode_vocabulary(
@@ -271,6 +275,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             features.append(F.normalize(self.clip.get_text_features(ids).pooler_output, dim=-1))
         return torch.cat(features)[order.argsort().to(self.device)]
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -456,6 +461,9 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
     def encode_vocabulary(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Class embeddings of `processor(text=...)`, computed once; see `MaftPlusModel.encode_vocabulary`."""
         return self.model.encode_vocabulary(**inputs)
@@ -480,6 +488,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
         self.vocabulary_embeds = vocabulary["text_embeds"].to(self.dtype)
         self.config.store_vocabulary(synonyms, stuff_ids, vocabulary["seen_classes"].nonzero().flatten().tolist())
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -534,6 +543,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             proposal_logits=proposal_logits,
             output_auxiliary_logits=output_auxiliary_logits,
             output_image_embeds=trains and self.config.distillation_weight > 0,
+            return_dict=True,
         )
         result = MaftPlusForUniversalSegmentationOutput(
             **outputs,
