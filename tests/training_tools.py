@@ -1,0 +1,110 @@
+"""A tiny trainer on made-up pictures, and the worker that tests start as processes of its own.
+
+python tests/training_tools.py OUTPUT_DIR '{"max_steps": 4, ...}'        # one run; prints nothing, saves weights
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_tools import tiny_config
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.train.augmentation import AugmentedDataset, RandomFlip, TrainingCollator
+from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
+
+CLASSES = [["cat"], ["dog", "puppy"], ["grass"], ["sky"]]
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Eight pictures of 64 x 128 with four bands of classes; the last one is not annotated at all."""
+
+    task, ignore_index = "semantic", 255
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict:
+        rng = np.random.default_rng(index)
+        labels = np.repeat(rng.permutation(len(CLASSES)), 32)[None].repeat(64, 0)
+        image = (labels[..., None] * 60 + rng.integers(0, 16, (64, 128, 3))).astype(np.uint8)
+        labels = np.full_like(labels, 255) if index == 7 else labels
+        return {"name": f"picture_{index}.jpg", "image": image, "segmentation_map": labels.astype(np.int32)}
+
+
+class SelfDestruction(TrainerCallback):
+    """Sends this very process a signal after a step: what a scheduler or a power cut does."""
+
+    def __init__(self, step: int, signal_number: int):
+        self.step, self.signal_number = step, signal_number
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.signal_number)
+
+
+def training_model(seed: int = 0, **config) -> MaftPlusForUniversalSegmentation:
+    """A tiny model with a stored vocabulary of random embeddings."""
+    torch.manual_seed(seed)
+    config = {"vocabulary": CLASSES, "train_num_points": 64, "distillation_weight": 0.0, **config}
+    model = MaftPlusForUniversalSegmentation(tiny_config(**config))
+    with torch.no_grad():
+        model.vocabulary_embeds.copy_(F.normalize(torch.randn_like(model.vocabulary_embeds), dim=-1))
+    return model
+
+
+def make_trainer(folder: Path | str, model=None, dataset=None, **arguments):
+    """A trainer of `training_model` on `Pictures`, four at a time."""
+    defaults = {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 1.0,
+        # A key's bias cancels in the softmax: its gradient is rounding alone, which Adam would blow up to full steps.
+        "adam_epsilon": 1e-4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return MaftPlusTrainer(
+        model=training_model() if model is None else model,
+        args=MaftPlusTrainingArguments(**{**defaults, **arguments}),
+        train_dataset=AugmentedDataset(dataset or Pictures(), [RandomFlip()], seed=3),
+        data_collator=TrainingCollator(MaftPlusImageProcessorPil(do_resize=False), len(CLASSES)),
+    )
+
+
+def trained_state(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def logged_losses(trainer) -> list[float]:
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def run_worker(folder: Path, runs: dict[str, dict]) -> None:
+    """Every run of `runs` (name -> arguments) one after the other; process 0 saves weights and losses."""
+    for name, arguments in runs.items():
+        kill_at = arguments.pop("kill_at", None)
+        trainer = make_trainer(folder / name, **arguments)
+        if kill_at is not None:
+            trainer.add_callback(SelfDestruction(kill_at, signal.SIGKILL))
+        trainer.train()
+        if trainer.is_world_process_zero():
+            torch.save(
+                {"losses": logged_losses(trainer), "state": trained_state(trainer.model)}, folder / f"{name}.pt"
+            )
+
+
+if __name__ == "__main__":
+    run_worker(Path(sys.argv[1]), json.loads(sys.argv[2]))
