@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .checkpoint_maftplus import (
     CheckpointError,
@@ -278,6 +278,7 @@ def load_tokenizer(tokenizer: str | Path | None, source: Path) -> CLIPTokenizer 
     try:
         if Path(tokenizer).is_file():
             return clip_tokenizer_from_bpe(tokenizer)
+        _require_tokenizer(tokenizer)
         return CLIPTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError, HFValidationError) as error:
         raise CheckpointError(
@@ -331,6 +332,14 @@ def _write(conversion: Conversion, processor, folder: Path, show_progress: bool)
         conversion.kind, conversion.name, conversion.task, config, conversion.path.name, conversion.notes
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _require_tokenizer(tokenizer: str | Path) -> None:
+    """Raise OSError where there are no files: `from_pretrained` would try each for minutes and return an empty one."""
+    if not Path(tokenizer).is_dir():
+        cached_file(str(tokenizer), "tokenizer_config.json")
+    elif not any((Path(tokenizer) / name).is_file() for name in TOKENIZER_FILES):
+        raise OSError(f"the folder holds none of {', '.join(TOKENIZER_FILES)}")
 
 
 def _check_tokenizer(tokenizer: CLIPTokenizer, text_config: PreTrainedConfig) -> None:

@@ -452,6 +452,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer_folder):
         convert(checkpoint, tmp_path / "out", tokenizer=tokenizer_folder)
     with pytest.raises(CheckpointError, match="found no CLIP tokenizer"):
         tokenizer_from(tmp_path / "absent", checkpoint)
+    with pytest.raises(CheckpointError, match="holds none of"):
+        tokenizer_from(tmp_path, checkpoint)
 
 
 # What is no checkpoint
