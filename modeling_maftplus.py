@@ -193,7 +193,7 @@ class MaftPlusPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ConvNextLayer", "CLIPEncoderLayer", "PixelDecoderLayer", "MaskedDecoderLayer"]
+    _no_split_modules = ["MaftPlusConvNextLayer", "MaftPlusDeformableLayer", "MaftPlusMaskDecoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
