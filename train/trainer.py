@@ -38,6 +38,10 @@ class MaftPlusTrainingArguments(TrainingArguments):
     trunk_lr_multiplier: float = field(
         default=0.1, metadata={"help": "Learning rate of CLIP's vision trunk relative to `learning_rate`."}
     )
+    total_train_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pictures a step over all processes; sets `gradient_accumulation_steps`."},
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=2e-5, metadata={"help": "Decay of all but norms and embedding layers."})
     max_grad_norm: float = field(default=0.01, metadata={"help": "Largest norm of the whole gradient."})
@@ -59,6 +63,14 @@ class MaftPlusTrainingArguments(TrainingArguments):
                 "`dataloader_persistent_workers` must be off: workers learn the epoch, which seeds the augmentation, "
                 "when they start."
             )
+        if self.total_train_batch_size is not None:
+            at_once = self.per_device_train_batch_size * self.world_size
+            if self.total_train_batch_size % at_once:
+                raise ValueError(
+                    f"`total_train_batch_size` ({self.total_train_batch_size}) must be a multiple of the {at_once} "
+                    "pictures that all processes take at once; change `per_device_train_batch_size`."
+                )
+            self.gradient_accumulation_steps = self.total_train_batch_size // at_once
 
 
 def trainable_modules(model: nn.Module) -> dict[str, nn.Module]:
