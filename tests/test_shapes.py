@@ -33,6 +33,8 @@ from maftplus.train.shapes import (
     scenes,
     shapes_dataset,
 )
+from maftplus.train.shapes_evaluation import all_names
+from maftplus.train.vocabulary_dropout import VocabularyDropout
 
 
 def test_about_a_third_of_the_pairs_is_unseen_and_a_few_are_novel():
@@ -193,10 +195,32 @@ def test_a_pre_training_step_reaches_both_towers(objective):
 
 
 def test_the_recipe_of_the_small_clip_builds(objective):
-    from maftplus.train.shapes_evaluation import all_names
-
     path = __file__.replace("tests/test_shapes.py", "train/recipes/shapes_clip.yaml")
     with open(path, encoding="utf-8") as file:
         recipe = yaml.safe_load(file)
     assert build_clip(objective.tokenizer, recipe["clip_config"]).num_parameters() < 2_000_000
     assert len(all_names()) == len(CLASSES)
+
+
+def test_objects_that_nobody_asked_for_are_no_targets():
+    ids = torch.tensor([0, 0, 1, 2])
+    dropout = VocabularyDropout(lambda samples: samples[0], torch.arange(4.0)[:, None], ids)
+    batch = {"mask_labels": [torch.eye(3).view(3, 1, 3)], "class_labels": [torch.tensor([2, 1, 0])]}
+    part = dropout.ask(batch, torch.tensor([0, 2]))
+    assert part["class_labels"][0].tolist() == [1, 0]
+    torch.testing.assert_close(part["mask_labels"][0], torch.eye(3).view(3, 1, 3)[[0, 2]])
+    assert part["text_class_ids"].tolist() == [0, 0, 1]
+    assert part["text_embeds"].flatten().tolist() == [0, 1, 3]
+
+
+def test_the_point_seeds_of_a_batch_decide_which_words_are_dropped():
+    batch = {"mask_labels": [], "class_labels": [], "point_seeds": torch.tensor([5, 6])}
+    dropout = VocabularyDropout(lambda samples: dict(batch), torch.zeros(9, 2), torch.arange(9), share=1.0)
+    first, again = dropout([])["text_class_ids"], dropout([])["text_class_ids"]
+    torch.testing.assert_close(first, again)
+    assert 1 <= len(first) < 9
+
+
+def test_vocabulary_dropout_refuses_an_impossible_share():
+    with pytest.raises(ValueError, match="`share`"):
+        VocabularyDropout(list, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), share=2.0)
