@@ -121,7 +121,7 @@ def make_voc(root: Path) -> list[list[int]]:
 
 def make_coco_stuff(root: Path, split: str = "val") -> list[list[int]]:
     picture(root / f"coco/{split}2017/000000000139.jpg")
-    # PNG values are the official ids less one, with gaps: 12 is stop sign, number 11 of 171; the 11 gaps all lie below 91
+    # PNG values are the official ids less one, with gaps: 12 is stop sign, number 11; all 11 gaps lie below 91
     write(root / f"coco/stuffthingmaps/{split}2017/000000000139.png", png_bytes([[0, 12, 255], [181, 20, 123]]))
     return [[0, 11, 255], [170, 19, 112]]
 

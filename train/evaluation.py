@@ -224,7 +224,7 @@ def sample_counts(sample: Sample, prediction: Any, vocabulary: Vocabulary, task:
 
 
 def figures_of(counts: np.ndarray, vocabulary: Vocabulary, task: str) -> dict[str, Any]:
-    """Figures of summed counts: the final computation of the Trainer, of `evaluate_benchmarks` and of the modules."""
+    """Figures of summed counts, as the Trainer and the `evaluate` modules compute them."""
     if task == "semantic":
         return semantic_figures(counts, vocabulary.seen)
     return panoptic_figures(counts, vocabulary.stuff or ())
@@ -234,19 +234,6 @@ def empty_counts(vocabulary: Vocabulary, task: str) -> np.ndarray:
     if task == "semantic":
         return np.zeros((vocabulary.num_labels + 1, vocabulary.num_labels + 1), dtype=np.int64)
     return np.zeros((vocabulary.num_labels, 4))
-
-
-def make_compute_metrics(vocabulary: Vocabulary, task: str):
-    """
-    `compute_metrics` for a Trainer whose `prediction_step` returns every sample's flattened counts as its logits:
-    sums the rows (n, numbers) and returns the figures that are single numbers.
-    """
-
-    def compute_metrics(prediction: Any) -> dict[str, float]:
-        counts = np.asarray(prediction.predictions).sum(axis=0).reshape(empty_counts(vocabulary, task).shape)
-        return scalar_figures(figures_of(counts, vocabulary, task))
-
-    return compute_metrics
 
 
 def scalar_figures(figures: dict[str, Any]) -> dict[str, float]:

@@ -45,6 +45,7 @@ class PredictionWriter:
         for task in ("semantic", "panoptic"):
             records = self.records.get(task, [])
             records = gather_object(records) if state.num_processes > 1 else records
+            records = sorted(records, key=lambda record: (str(record["image_id"]), record.get("category_id", 0)))
             if records and state.is_main_process:
                 content = records if task == "semantic" else {"annotations": records}
                 (self.folder / f"{task}.json").write_text(json.dumps(content), encoding="utf-8")

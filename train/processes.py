@@ -1,5 +1,7 @@
 """The processes of a distributed run, also without an accelerator."""
 
+import os
+
 import torch
 from accelerate import PartialState
 
@@ -10,7 +12,14 @@ def process_state() -> PartialState:
 
     accelerate leaves processes without an accelerator apart unless it is told that CPUs are meant; whoever set the
     state first, as the Trainer does, decides.
+
+    Raises:
+        RuntimeError: if several processes were started but know nothing of each other: each would count everything.
     """
-    if PartialState._shared_state:
-        return PartialState()
-    return PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState() if PartialState._shared_state else PartialState(cpu=not torch.accelerator.is_available())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes == 1 and started > 1:
+        raise RuntimeError(
+            f"{started} processes were started, but each runs alone; pass `--use_cpu` with torchrun on CPUs."
+        )
+    return state

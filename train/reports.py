@@ -52,7 +52,8 @@ VOID = -1  # shown as the picture itself
 
 def write_report(evaluations: Sequence[Evaluation], folder: str | Path, **facts: Any) -> dict[str, Any]:
     """
-    Write `results.json`, `BENCHMARK_TASK_per_class.csv` and `BENCHMARK_TASK_examples.png` (main process only).
+    Write `results.json`, `model_card_lines.md` and for each benchmark and task `*_per_class.csv`, `*_examples.png`; on
+    the main process only.
 
     Args:
         facts: What else `results.json` should say (model, command, versions).
@@ -66,6 +67,7 @@ def write_report(evaluations: Sequence[Evaluation], folder: str | Path, **facts:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    (folder / "model_card_lines.md").write_text("\n".join(card_lines(evaluations, facts.get("command", ""))) + "\n")
     for evaluation in evaluations:
         stem = f"{evaluation.benchmark}_{evaluation.task}"
         write_per_class(evaluation, folder / f"{stem}_per_class.csv")

@@ -4,6 +4,8 @@
         --data_root datasets --clip_name_or_path converted/convnext_base --output_dir runs/base
     python train/run.py train/recipes/overfit.yaml --do_train --data_root photographs --max_steps 100
     python train/run.py train/recipes/maftplus_base.yaml --do_eval --data_root datasets --model_name_or_path runs/base
+    accelerate launch train/run.py --do_eval --benchmarks ade20k_150 pascal_context_459 --data_root datasets \\
+        --model_name_or_path runs/base --output_dir runs/eval
 
 A recipe is a flat YAML file: every key is an option below, and the command line wins over it.
 `--resume_from_checkpoint last` goes on where a killed run stopped.
@@ -31,6 +33,7 @@ from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.tokenizer_maftplus import END, START, build_clip_tokenizer, byte_tokens
 from maftplus.train.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
+from maftplus.train.benchmarking import BenchmarkArguments, run_benchmarks
 from maftplus.train.card import write_card
 from maftplus.train.data import (
     BENCHMARKS,
@@ -39,10 +42,11 @@ from maftplus.train.data import (
     load_coco_panoptic,
     load_folder,
 )
+from maftplus.train.evaluation import scalar_figures
 from maftplus.train.hub import push_folder
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
 from maftplus.train.trainer_metrics import CountedEvaluation, EvaluationCollator
-from maftplus.train.vocabulary import load_vocabulary
+from maftplus.train.vocabulary import Vocabulary, load_vocabulary
 
 logger = logging.getLogger("maftplus.train")
 BYTES = "bytes"
@@ -68,6 +72,7 @@ class ModelArguments:
         default=None, metadata=_help("The original CLIP. Default: the CLIP that the model starts with.")
     )
     model_config: dict | str | None = field(default=None, metadata=_help("JSON; fields of MaftPlusConfig."))
+    use_synonyms: bool = field(default=True, metadata=_help("False: a class goes by its official name alone."))
     class_embeddings: str | None = field(
         default=None, metadata=_help("A .npy file (K, D) in place of what the text tower makes of the class names.")
     )
@@ -77,7 +82,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(BenchmarkArguments):
     """What to train and to evaluate on."""
 
     dataset: str | None = field(
@@ -118,6 +123,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     push_to = (args.hub_model_id or Path(args.output_dir).name) if args.push_to_hub else None
     args.push_to_hub = False  # pushed once, at the end, by ourselves: it must not need a network before
     set_seed(args.seed)
+    if args.do_eval and data_args.benchmarks and not args.do_train:
+        return _evaluate(build_model(model_args), build_processor(model_args, data_args), data_args, args, arguments)
     trainer = build_trainer(model_args, data_args, args)
     if args.do_train:
         trainer.train(resume_from_checkpoint=find_checkpoint(args))
@@ -127,6 +134,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         trainer.save_model()
         trainer.save_state()
     metrics = trainer.evaluate() if args.do_eval else {}
+    if args.do_eval and data_args.benchmarks:
+        metrics |= _evaluate(trainer.model, trainer.processing_class, data_args, args, arguments)
     if trainer.is_world_process_zero():
         _write_results(arguments, metrics, trainer, data_args)
         if push_to:
@@ -170,7 +179,7 @@ def build_trainer(
         raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
     processor = build_processor(model_args, data_args)
     model = build_model(model_args)
-    store_vocabulary(model, processor, data, model_args.class_embeddings)
+    store_vocabulary(model, processor, data.vocabulary, model_args)
     void = void_value(data)
     if train_data is not None:
         transforms = build_transforms(data_args.augmentation, ignore_index=void)
@@ -251,23 +260,26 @@ def build_model(args: ModelArguments) -> MaftPlusForUniversalSegmentation:
 
 
 def store_vocabulary(
-    model: MaftPlusForUniversalSegmentation,
-    processor: MaftPlusProcessor,
-    data: SegmentationDataset,
-    class_embeddings: str | None = None,
+    model: MaftPlusForUniversalSegmentation, processor: MaftPlusProcessor, vocabulary: Vocabulary, args: ModelArguments
 ) -> None:
-    """The classes of the data become the model's: names, synonyms, stuff and embeddings are saved with it."""
-    vocabulary = data.vocabulary
-    stuff = [vocabulary.prompts[index] for index in vocabulary.stuff or ()]
-    if class_embeddings is None:
+    """
+    The classes of the data become the model's: names, synonyms, stuff and embeddings are saved with it.
+
+    Raises:
+        ValueError: if `class_embeddings` do not fit the classes and the model.
+    """
+    classes = vocabulary.prompts if args.use_synonyms else [[name] for name in vocabulary.names]
+    stuff = [classes[index] for index in vocabulary.stuff or ()]
+    if args.class_embeddings is None:
         with torch.no_grad():
-            model.eval().set_vocabulary(processor, vocabulary.prompts, stuff=stuff)
+            model.eval().set_vocabulary(processor, classes, stuff=stuff)
         return
-    rows = torch.from_numpy(np.load(class_embeddings)).float()
+    rows = torch.from_numpy(np.load(args.class_embeddings)).float()
     expected = (vocabulary.num_labels, model.config.clip_config.projection_dim)
     if tuple(rows.shape) != expected:
         raise ValueError(
-            f"`class_embeddings` must be {expected} (classes, joint space), {class_embeddings} is {tuple(rows.shape)}."
+            f"`class_embeddings` must be {expected} (classes, joint space), {args.class_embeddings} holds "
+            f"{tuple(rows.shape)}."
         )
     model.config.store_vocabulary([[name] for name in vocabulary.names], list(vocabulary.stuff or ()), [])
     model.vocabulary_embeds = F.normalize(rows, dim=-1)
@@ -292,6 +304,25 @@ def find_checkpoint(args: MaftPlusTrainingArguments) -> str | None:
 
 def _eval_data(args: DataArguments) -> SegmentationDataset:
     return load_data(args, args.eval_split, args.eval_dataset)
+
+
+def _evaluate(
+    model, processor, data_args: DataArguments, args: MaftPlusTrainingArguments, arguments: list[str]
+) -> dict:
+    """Figures of `--benchmarks`, called `BENCHMARK_FIGURE`; the report lies in the output folder."""
+    evaluations = run_benchmarks(
+        model,
+        processor,
+        data_args,
+        lambda name: load_data(data_args, data_args.eval_split, name),
+        args.output_dir,
+        data_args.vocabulary,
+        data_args.eval_split,
+        shlex.join(["train/run.py", *arguments]),
+        data_args.max_eval_samples,
+        num_workers=args.dataloader_num_workers,
+    )
+    return {f"{e.benchmark}_{name}": value for e in evaluations for name, value in scalar_figures(e.figures).items()}
 
 
 def _counted_evaluation(model, processor, data: SegmentationDataset, args: DataArguments) -> CountedEvaluation:
