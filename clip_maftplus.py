@@ -26,6 +26,7 @@ from transformers.models.convnext.modeling_convnext import ConvNextLayer
 from transformers.utils import ModelOutput
 
 from .configuration_maftplus import MaftPlusCLIPConfig
+from .layers_maftplus import MaftPlusLinear
 
 VISIBLE_FROM = 0.5  # a patch belongs to a mask from this probability on (arXiv 2310.00240)
 SELF_SLOT_WIDTH = 8  # extra head channels that carry a token's score with itself; 8 keeps fused kernels aligned
@@ -64,7 +65,12 @@ class MaftPlusProjection(nn.Module):
 
 
 class MaftPlusConvNextLayer(GradientCheckpointingLayer, ConvNextLayer):
-    """ConvNeXt's block, which transformers does not checkpoint by itself."""
+    """ConvNeXt's block, which transformers does not checkpoint by itself, with linear layers that suit a CPU."""
+
+    def __init__(self, config, dim: int, drop_path: float = 0.0):
+        super().__init__(config, dim, drop_path)
+        self.pwconv1 = MaftPlusLinear(dim, 4 * dim)
+        self.pwconv2 = MaftPlusLinear(4 * dim, dim)
 
 
 class MaftPlusVisionEmbeddings(CLIPVisionEmbeddings):

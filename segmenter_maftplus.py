@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_maftplus import MaftPlusConfig
+from .layers_maftplus import MaftPlusLinear
 
 NUM_NORM_GROUPS = 32
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
@@ -399,22 +400,6 @@ class MaftPlusMLP(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         first, second, last = self.layers
         return last(second(first(tokens).relu()).relu())
-
-
-class MaftPlusLinear(nn.Linear):
-    """
-    `nn.Linear` for many tokens, (..., in) -> (..., out).
-
-    On a CPU in float32 it runs as a 1 x 1 convolution: that goes to oneDNN rather than to the BLAS library behind
-    `nn.Linear`, and took half the time on two AMD cores (see LOG.md). The numbers differ by rounding only.
-    """
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or tokens.numel() == 0:
-            return super().forward(tokens)
-        columns = tokens.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # (1, in, 1, tokens), channels last
-        outputs = F.conv2d(columns, self.weight[:, :, None, None], self.bias)
-        return outputs.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], self.out_features)
 
 
 def pool_masks(features: Tensor, mask_logits: Tensor) -> Tensor:

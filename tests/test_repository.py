@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 # File -> what it may import of ours (without the suffix `_maftplus`). Nothing goes back.
 ARROWS = {
     "configuration": set(),
-    "clip": {"configuration"},
-    "segmenter": {"configuration"},
+    "layers": set(),
+    "clip": {"configuration", "layers"},
+    "segmenter": {"configuration", "layers"},
     "loss": set(),
     "modeling": {"clip", "segmenter", "loss", "configuration"},
     "image_processing": set(),

@@ -7,9 +7,9 @@ from mask2former_tools import Mask2FormerModules, copy_weights
 from tiny_tools import tiny_config, tiny_model
 from torch import nn
 
+from maftplus.layers_maftplus import MaftPlusLinear
 from maftplus.segmenter_maftplus import (
     MaftPlusAttention,
-    MaftPlusLinear,
     MaftPlusSegmenter,
     init_segmenter_weights,
     multi_scale_deformable_attention,
