@@ -87,7 +87,7 @@ def test_learning_rates_follow_the_recorded_schedule(name, steps):
 
 
 def test_a_step_moves_what_trains_and_nothing_else(tmp_path):
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, adam_epsilon=1e-8)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     teacher = {name: p.clone() for name, p in trainer.teacher.state_dict().items()}
     trainer.train()
@@ -184,7 +184,7 @@ def test_half_precision_with_gradient_checkpointing_trains(tmp_path):
 
 
 def test_maft_trains_the_tower_behind_a_frozen_mask2former(tmp_path):
-    trainer = make_trainer(tmp_path, model=maft_model(), trunk_lr_multiplier=1.0)
+    trainer = make_trainer(tmp_path, model=maft_model(), trunk_lr_multiplier=1.0, adam_epsilon=1e-8)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
@@ -204,7 +204,7 @@ def maft_model() -> MaftPlusForUniversalSegmentation:
         window_size=4,
         out_features=[f"stage{i}" for i in range(1, 5)],
     )
-    sizes = {"feature_size": 16, "mask_feature_size": 16, "hidden_dim": 16, "encoder_feedforward_dim": 16}
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 16}
     proposer = Mask2FormerConfig(
         backbone_config=backbone,
         num_queries=6,
@@ -220,7 +220,12 @@ def maft_model() -> MaftPlusForUniversalSegmentation:
     clip = {"text_config": text, "vision_config": vision, "projection_dim": 16, "first_masked_layer": 1}
     torch.manual_seed(0)
     config = MaftPlusConfig(
-        clip_config=clip, proposer_config=proposer, cdt_form="off", clip_image_size=64, vocabulary=CLASSES
+        clip_config=clip,
+        proposer_config=proposer,
+        cdt_form="off",
+        clip_image_size=64,
+        vocabulary=CLASSES,
+        distillation_weight=0.1,
     )
     model = MaftPlusForUniversalSegmentation(config)
     with torch.no_grad():
