@@ -1,6 +1,7 @@
 """The shapes world, its captions, its small CLIP's objective, and what the shipped model does with words."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from maftplus.train import ablation
 from maftplus.train.pretrain import (
     CaptionedScenes,
     Normalise,
@@ -15,7 +17,9 @@ from maftplus.train.pretrain import (
     build_clip,
     contrast,
     explained_loss,
+    learning_rate,
     make_batch,
+    mask_accuracy,
     train_tokenizer,
 )
 from maftplus.train.shapes import (
@@ -33,7 +37,7 @@ from maftplus.train.shapes import (
     scenes,
     shapes_dataset,
 )
-from maftplus.train.shapes_evaluation import all_names
+from maftplus.train.shapes_evaluation import _soft_iou, all_names, mask_sensitivity
 from maftplus.train.vocabulary_dropout import VocabularyDropout
 
 
@@ -200,6 +204,36 @@ def test_the_recipe_of_the_small_clip_builds(objective):
         recipe = yaml.safe_load(file)
     assert build_clip(objective.tokenizer, recipe["clip_config"]).num_parameters() < 2_000_000
     assert len(all_names()) == len(CLASSES)
+
+
+def test_mask_accuracy_is_a_share_for_every_kind_of_mask(objective):
+    found = mask_accuracy(objective, Normalise((0.5,) * 3, (0.5,) * 3), 6, seed=0, size=64)
+    assert {"all", "stuff", "seen"} <= set(found)
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_hundredth():
+    assert learning_rate(0, 100, 10, 1.0) == pytest.approx(0.1)
+    assert learning_rate(10, 100, 10, 1.0) == pytest.approx(1.0)
+    assert learning_rate(100, 100, 10, 1.0) == pytest.approx(0.01)
+
+
+def test_mask_sensitivity_is_one_where_scores_follow_overlaps():
+    scene = next(scenes("validation", 1))
+    ids = [segment["id"] for segment in scene.segments_info]
+    masks = torch.stack([torch.from_numpy(scene.segmentation == i).float() * 20 - 10 for i in ids])
+    overlaps = _soft_iou(masks, scene)  # (N, Q): a query is one of the segments
+    logits = torch.zeros(1, len(ids), len(CLASSES) + 1)
+    for segment, overlap in zip(scene.segments_info, overlaps):
+        logits[0, :, segment["category_id"]] += 5 * overlap
+    outputs = SimpleNamespace(out_vocab_logits=logits, masks_queries_logits=masks[None])
+    assert min(mask_sensitivity(outputs, [scene])) > 0.5
+
+
+def test_the_ablation_s_table_has_mean_and_deviation_over_seeds():
+    tables = [{"row": dict.fromkeys(ablation.COLUMNS, value)} for value in (0.5, 0.7)]
+    assert "| row | 60.0 ± 14.1 |" in ablation.format_markdown(tables)
+    assert "| row | 50.0 | 50.0 |" in ablation.format_markdown(tables[:1])
 
 
 def test_objects_that_nobody_asked_for_are_no_targets():

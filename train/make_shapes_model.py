@@ -1,6 +1,6 @@
 """The whole chain of the shapes model in one command: captions, CLIP, proposals, MAFT+, vocabulary, half precision.
 
-    python train/make_shapes_model.py --out models/shapes --work runs/shapes_model [--seed 0]
+    python train/make_shapes_model.py --out models/shapes --link_code [--work runs/shapes_model] [--seed 0]
     python train/shapes_evaluation.py models/shapes
 
 Steps that have already left their result in `--work` are not repeated. Numbers of steps are fixed in the recipes
@@ -10,6 +10,7 @@ Steps that have already left their result in `--work` are not repeated. Numbers 
 import argparse
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from maftplus.train.vocabulary_dropout import VocabularyDropout
 logger = logging.getLogger("maftplus.train")
 
 RECIPES = Path(__file__).parent / "recipes"
+REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL_LAYOUT = {"size": 64, "num_things": (1, 2), "num_regions": (1, 2)}
 
 
@@ -87,6 +89,13 @@ def publish(trained: Path, out: Path) -> None:
     path.write_text(json.dumps(_in_float32(json.loads(path.read_text())), indent=2, sort_keys=True) + "\n")
 
 
+def link_code(folder: Path) -> None:
+    """Turns the modules that `save_pretrained` copied into links to the repository, so that they never fall behind."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+        path.symlink_to(os.path.relpath(REPOSITORY / path.name, folder.resolve()))
+
+
 def _in_float32(config: dict) -> dict:
     """Every `dtype` of a configuration and its parts: half-precision files load as half unless it says otherwise."""
     for name, value in config.items():
@@ -103,11 +112,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/shapes_model"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--link_code", action="store_true", help="Code as links into this repository, not as copies.")
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.num_threads)
     publish(make(options.work, options.seed), options.out)
+    if options.link_code:
+        link_code(options.out)
 
 
 if __name__ == "__main__":

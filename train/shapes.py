@@ -466,7 +466,8 @@ def export_coco_panoptic(
     Writes scenes in COCO's panoptic format, which `train/run.py` reads: `images/`, `panoptic/`, `panoptic.json`, and
     `vocabulary.json` with the classes of `kinds`. A folder that already holds all of them is left as it is.
     """
-    description = {"split": split, "num_scenes": num_scenes, "kinds": list(kinds), "seed": seed, "layout": layout}
+    description = {"split": split, "num_scenes": num_scenes, "kinds": kinds, "seed": seed, "layout": layout}
+    description = json.loads(json.dumps(description))  # as a file gives it back
     index_file = folder / "panoptic.json"
     if index_file.is_file() and json.loads(index_file.read_text())["info"] == description:
         return
