@@ -68,7 +68,7 @@ def confusion_matrix(
         num_labels: K.
         ignore_index: The value of unlabelled pixels; in a prediction it means "no class" and counts as a miss.
         name: What an error calls the image.
-        out: A matrix to add to (and to return) instead of a new one.
+        out: A matrix to add to (and to return) instead of a new one; contiguous, int64.
 
     Raises:
         ValueError: on maps of different size, on values that are no class, or on maps that hold no integers.
@@ -77,8 +77,11 @@ def confusion_matrix(
     prediction, reference = as_label_map(prediction, "prediction", name), as_label_map(reference, "label map", name)
     _check_same_size(prediction, reference, name)
     skipped = None if ignore_index == 0 else ignore_index  # a background class may be predicted
-    pairs = _look_up(prediction, num_labels, skipped, num_labels + 1, "prediction", name)
-    pairs += _look_up(reference, num_labels, ignore_index, 1, "label map", name)
+    pairs = _look_up(prediction, _class_table(num_labels, skipped, num_labels + 1))
+    pairs += _look_up(reference, _class_table(num_labels, ignore_index, 1))
+    if pairs.max(initial=0) >= NO_CLASS:
+        _raise_no_class(prediction, num_labels, ignore_index, "prediction", name)
+        _raise_no_class(reference, num_labels, ignore_index, "label map", name)
     if out is None:
         out = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64)
     np.add.at(out.reshape(-1), pairs, 1)
@@ -204,13 +207,13 @@ class StreamedCounts:
         """The figures of everything counted so far (on process 0; None elsewhere); counting then starts anew."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
-        super().add_batch(predictions=[self.counts.reshape(-1)], references=[self.num_images])
+        super().add_batch(predictions=[self.counts.tobytes()], references=[self.num_images])
         self.counts, self.num_images = np.zeros_like(self.counts), 0
         return super().compute(**kwargs)
 
     def merged(self, rows: Any) -> np.ndarray:
         """The sum of the stored rows of all processes, in the shape of `self.counts`."""
-        return sum(np.asarray(row, dtype=self.counts.dtype) for row in rows).reshape(self.counts.shape)
+        return sum(np.frombuffer(row, dtype=self.counts.dtype) for row in rows).reshape(self.counts.shape)
 
 
 def _prefix(name: str | None) -> str:
@@ -237,20 +240,24 @@ def _class_table(num_labels: int, ignore_index: int | None, scale: int) -> np.nd
     return table
 
 
-def _look_up(labels: np.ndarray, num_labels: int, ignore_index: int | None, scale: int, what: str, name: str | None):
-    """`scale` times the class index (K for ignored pixels) of every pixel, (H*W,) int64; one pass over the map."""
+def _look_up(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The table's entry for every pixel, (H*W,) int64; one pass over the map."""
     try:
-        indices = _class_table(num_labels, ignore_index, scale).take(labels.reshape(-1))
+        return table.take(labels.reshape(-1))
     except IndexError:  # beyond the table
-        indices = np.array([NO_CLASS])
-    if indices.max(initial=0) == NO_CLASS:
-        found = np.unique(labels)
-        found = found[((found < 0) | (found >= num_labels)) & (found != ignore_index)]
+        return np.full(labels.size, NO_CLASS)
+
+
+def _raise_no_class(
+    labels: np.ndarray, num_labels: int, ignore_index: int | None, what: str, name: str | None
+) -> None:
+    found = np.unique(labels)
+    found = found[((found < 0) | (found >= num_labels)) & (found != ignore_index)]
+    if len(found):
         raise ValueError(
             f"{_prefix(name)}the {what} holds {_some(found)}, outside the {num_labels} classes 0 to {num_labels - 1} "
             f"(`ignore_index` is {ignore_index})."
         )
-    return indices
 
 
 def _divide(above: np.ndarray, below: np.ndarray, where: np.ndarray, default: float = np.nan) -> np.ndarray:

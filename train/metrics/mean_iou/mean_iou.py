@@ -39,7 +39,7 @@ class MeanIou(StreamedCounts, evaluate.Metric):
         super().__init__(*args, **kwargs)
 
     def _info(self):
-        features = {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
+        features = {"predictions": datasets.Value("binary"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation="",

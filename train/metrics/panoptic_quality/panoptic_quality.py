@@ -36,7 +36,7 @@ class PanopticQuality(StreamedCounts, evaluate.Metric):
         super().__init__(*args, **kwargs)
 
     def _info(self):
-        features = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
+        features = {"predictions": datasets.Value("binary"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation="",
