@@ -30,7 +30,7 @@ CHECKS = {
     "metrics/*semseg_*.npz": "reference_metrics:check_mean_iou",
     "metrics/*pq_*.npz": "reference_metrics:check_panoptic_quality",
     "maft_v1/*ip_clip.npz": "reference_maft:check_ip_clip",
-    "maft_v1/*maft_v1_forward.npz": "reference_maft_forward:check_forward",
+    "maft_v1/*maft_v1_forward.npz": "reference_train:check_maft",
 }
 # Read by the checks above, or of no concern to the model.
 COMPANIONS = (

@@ -57,7 +57,7 @@ def recorded_mask_embeds(model, pixel_values: torch.Tensor, masked: torch.Tensor
     vision = clip.encode_image(model.model._clip_pixels(pixel_values))
     patches = clip.embed_dense(vision).flatten(2).transpose(1, 2)  # (B, N, D)
     plain = torch.cat([clip.embed_image(vision)[:, None], patches], dim=1)[:, : masked.shape[1]]
-    return min((masked, plain), key=lambda embeds: float((embeds - recorded).abs().max()))
+    return min((masked, plain), key=lambda embeds: float((embeds.detach() - recorded).abs().max()))
 
 
 def class_logits(model, embeds: torch.Tensor, text_embeds: torch.Tensor, vocabulary: dict) -> torch.Tensor:

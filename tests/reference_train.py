@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import reference_maft_forward as maft
 import torch
 import torch.nn.functional as F
 from reference_tiny import build_model, load_settings
@@ -15,13 +16,13 @@ from reference_tools import Comparison, compare, compare_equal, load_arrays, ori
 from text_tools import load_tokenizer
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
-from maftplus.loss_maftplus import GivenPoints, match, prepare_targets, segmentation_losses
+from maftplus.loss_maftplus import GivenPoints, mask_aware_loss, match, prepare_targets, segmentation_losses
 from maftplus.processing_maftplus import build_prompts, parse_classes
 from maftplus.rename_maftplus import renamed, teacher_state
 from maftplus.train.losses import compensation_loss, distillation_loss
 from maftplus.train.trainer import classify_images, freeze_all_but_trainable, trainable_parameters
 
-LOSS, GRADIENT, REACHED = 1e-5, 1e-3, 1e-6
+LOSS, GRADIENT, REACHED, CLASS_LOGITS = 1e-5, 1e-3, 1e-6, 1e-4
 RECORDED_NAMES = {"loss_mask_aware": "ranking_loss", "loss_compensation": "rc_loss"}
 
 
@@ -42,26 +43,24 @@ def check_training(path: Path) -> list[Comparison]:
     return [c for level in matches for c in level] + compared + check_gradients(model, _kinds(losses), recorded)
 
 
-def check_maft_training(model, inputs: dict, vocabulary: dict, path: Path, settings: dict) -> list[Comparison]:
-    """MAFT: mask-aware loss and self-distillation of `maft_v1_forward.npz`, with their gradients."""
-    arrays = load_arrays(path)
+def check_maft(path: Path) -> list[Comparison]:
+    """MAFT: the recorded inference, then mask-aware loss and self-distillation with their gradients."""
+    arrays, settings = load_arrays(path), maft.load_settings(path)
+    model, vocabulary = maft.build_model(settings), maft.recorded_vocabulary(arrays)
     freeze_all_but_trainable(model)
-    size = inputs["pixel_values"].shape[-2:]
-    masks, labels = _labels(arrays, size)
-    outputs = model(**inputs, **vocabulary, proposal_logits=torch.from_numpy(arrays["in/pred_mask_logits"]))
-    outputs = {**outputs, **_image_logits(model, inputs["pixel_values"], outputs.text_embeds, vocabulary, settings)}
-    losses = segmentation_losses(
-        model.config, [], [outputs["masks_queries_logits"]], outputs["out_vocab_logits"], masks, labels
+    pixel_values, masks, labels = labelled_batch(arrays, settings["clip_pixel_mean"], settings["clip_pixel_std"])
+    outputs = model(pixel_values, **vocabulary, proposal_logits=torch.from_numpy(arrays["in/pred_mask_logits"]))
+    embeds = maft.recorded_mask_embeds(model, pixel_values, outputs.mask_embeds, arrays)
+    logits = _image_logits(model, pixel_values, outputs.text_embeds, vocabulary, settings)
+    logits["train_mask_class_logits"] = maft.class_logits(model, embeds, outputs.text_embeds, vocabulary)
+    mask_aware = mask_aware_loss(
+        logits["train_mask_class_logits"], outputs.masks_queries_logits.sigmoid(), masks, labels
     )
-    distillation = distillation_loss(outputs["student"], outputs["teacher"])
-    losses = {"ma_loss": losses["loss_mask_aware"], "dis_loss": settings["dis_weight"] * distillation}
-    logits = {
-        "train_mask_class_logits": outputs["out_vocab_logits"],
-        "student_image_class_logits": outputs["student"],
-        "teacher_image_class_logits": outputs["teacher"],
-    }
+    distillation = distillation_loss(logits["student_image_class_logits"], logits["teacher_image_class_logits"])
+    losses = {"ma_loss": mask_aware, "dis_loss": settings["dis_weight"] * distillation}
     return [
-        *(compare(name, value, arrays[f"mid/{name}"], 1e-4) for name, value in logits.items()),
+        *maft.check_forward(path),
+        *(compare(name, value, arrays[f"mid/{name}"], CLASS_LOGITS) for name, value in logits.items()),
         *(compare(name, value, arrays[f"loss/{name}"], LOSS, relative=True) for name, value in losses.items()),
         *check_gradients(model, losses, settings["grad_norm"], table="maft"),
     ]
@@ -172,18 +171,15 @@ def _image_logits(model, pixel_values, text_embeds, vocabulary, settings) -> dic
     """Whole-image class logits of the trained and of the recorded frozen CLIP."""
     state = teacher_state(original_state({name: spec[0] for name, spec in settings["keys"].items()}))
     pixels = F.interpolate(pixel_values, size=(model.config.clip_image_size,) * 2, mode="bilinear")
-    sides = {"student": model.model.clip, "teacher": _load_teacher(model, state)}
-    return {
-        name: classify_images(
-            clip.embed_image(clip.encode_image(pixels)), text_embeds, model.model.clip.logit_scale, **_rows(vocabulary)
-        )
-        for name, clip in sides.items()
+    ids, scale = vocabulary["text_class_ids"], model.model.clip.logit_scale
+    embeds = {
+        name: clip.embed_image(clip.encode_image(pixels))
+        for name, clip in {"student": model.model.clip, "teacher": _load_teacher(model, state)}.items()
     }
-
-
-def _rows(vocabulary: dict) -> dict:
-    ids = vocabulary["text_class_ids"]
-    return {"text_class_ids": ids, "num_classes": int(ids.max()) + 1}
+    return {
+        f"{name}_image_class_logits": classify_images(image, text_embeds, scale, ids, int(ids.max()) + 1)
+        for name, image in embeds.items()
+    }
 
 
 def _load_teacher(model, state: dict) -> MaftPlusCLIPModel:
