@@ -1,0 +1,277 @@
+"""What a picture costs beyond the bare trunk, and against the same network out of transformers' Mask2Former modules.
+
+    python benchmarks/inference.py --size base --classes 847 [--threads 2] [--device cuda --dtype bfloat16] [--compile]
+
+Random weights, 640 x 640, batch 1, class embeddings cached, semantic post-processing to 640 x 640 included. Every
+round runs the bare `ConvNextModel`, our model and the yardstick one after the other, and ratios are taken within a
+round, so that a change of the machine's speed cancels. Peak memory is that of a process of its own for either network,
+from the built model on. The last line is our total time over the trunk's against its limit; the exit code is 1 when it
+(or the memory) is over.
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import ConvNextModel
+from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+
+from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.segmenter_maftplus import MaftPlusSegmenter, MaftPlusSegmenterOutput, pool_masks
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from mask2former_tools import Mask2FormerModules, copy_weights
+
+SYNONYMS = {150: 403, 847: 1342}  # of ADE20K's two vocabularies
+RATIO_LIMITS = {("base", 150): 1.9, ("base", 847): 2.0, ("large", 150): 1.45, ("large", 847): 1.55}
+CLEAR_REFS = Path("/proc/self/clear_refs")
+MEMORY_LIMITS = {("base", 847): 2.0}  # GB, of 10^9 bytes
+LARGE = {
+    "text_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 16,
+        "hidden_act": "gelu",
+    },
+    "vision_config": {
+        "model_type": "convnext",
+        "hidden_sizes": [192, 384, 768, 1536],
+        "depths": [3, 3, 27, 3],
+        "layer_norm_eps": 1e-6,
+    },
+    "projection_dim": 768,
+    "visual_projection_type": "mlp",
+}
+
+
+class YardstickSegmenter(nn.Module):
+    """Our segmenter's interface over transformers' modules; the class embeddings, which they lack, are ours."""
+
+    def __init__(self, segmenter: MaftPlusSegmenter, config: MaftPlusConfig):
+        super().__init__()
+        self.modules_of_transformers = Mask2FormerModules(config)
+        copy_weights(segmenter, self.modules_of_transformers)
+        self.head = segmenter.decoder
+        self.logit_scale = segmenter.logit_scale
+
+    def forward(self, feature_maps: list[Tensor], output_auxiliary_logits: bool = False) -> MaftPlusSegmenterOutput:
+        mask_features, levels, masks, queries = self.modules_of_transformers(feature_maps)
+        pooled = self.head.pooled_proj(self.head.pooled_norm(pool_masks(mask_features, masks[-1])))
+        return MaftPlusSegmenterOutput(masks[-1], self.head.class_embedder(pooled + queries), mask_features, levels)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    model = build_model(arguments)
+    if arguments.memory_of:
+        print(peak_memory(arguments, model))
+        return 0
+    inputs = build_inputs(arguments, model)
+    runs = build_runs(arguments, model, inputs)
+    with torch.inference_mode():
+        rounds = [
+            {name: timed(run, arguments.device) for name, run in runs.items()} for _ in range(arguments.rounds + 1)
+        ]
+        stages = [] if arguments.compile else measure_stages(arguments, model, runs["ours"])
+    return report(arguments, rounds[1:], stages)  # the first round warms up
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("base", "large"), default="base")
+    parser.add_argument("--classes", type=int, choices=tuple(SYNONYMS), default=150)
+    parser.add_argument("--pixels", type=int, default=640, help="height and width of the input and of the result")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="torch.compile our model and the trunk")
+    parser.add_argument("--without-yardstick", action="store_true", help="leave transformers' modules out")
+    parser.add_argument("--memory-of", choices=("ours", "yardstick"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def build_model(arguments: argparse.Namespace) -> MaftPlusForUniversalSegmentation:
+    """Random weights; `clip_config=None` is the base model."""
+    torch.manual_seed(0)
+    model = MaftPlusForUniversalSegmentation(MaftPlusConfig(clip_config=LARGE if arguments.size == "large" else None))
+    return model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
+
+
+def build_yardstick(model: MaftPlusForUniversalSegmentation) -> MaftPlusForUniversalSegmentation:
+    """The same weights in transformers' trunk and Mask2Former modules."""
+    yardstick = copy.deepcopy(model)
+    yardstick.model.clip.vision_model = build_trunk(model)
+    yardstick.model.segmenter = YardstickSegmenter(yardstick.model.segmenter, model.config)
+    return yardstick.to(model.device, model.dtype).eval()
+
+
+def build_trunk(model: MaftPlusForUniversalSegmentation) -> ConvNextModel:
+    ours = model.model.clip.vision_model
+    trunk = ConvNextModel(ours.config).to(model.device, model.dtype).eval()
+    trunk.load_state_dict(ours.state_dict())
+    return trunk
+
+
+def build_inputs(arguments: argparse.Namespace, model: MaftPlusForUniversalSegmentation) -> dict[str, Tensor]:
+    """A random picture and a vocabulary whose class embeddings are known."""
+    num_rows = SYNONYMS[arguments.classes]
+    rows = torch.randn(num_rows, model.config.clip_config.projection_dim, device=model.device, dtype=model.dtype)
+    class_ids = torch.arange(num_rows, device=model.device) * arguments.classes // num_rows
+    side = arguments.pixels
+    return {
+        "pixel_values": torch.randn(1, 3, side, side, device=model.device, dtype=model.dtype),
+        "text_embeds": nn.functional.normalize(rows, dim=-1),
+        "text_class_ids": class_ids,
+        "seen_classes": torch.zeros(arguments.classes, dtype=torch.bool, device=model.device),
+    }
+
+
+def build_runs(arguments: argparse.Namespace, model, inputs: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """What a round times, by name; the two networks from the picture to the map of classes."""
+    trunk = build_trunk(model)
+    forward, bare = (torch.compile(model), torch.compile(trunk)) if arguments.compile else (model, trunk)
+    target = [(arguments.pixels, arguments.pixels)]
+    ours = MaftPlusImageProcessorPil()
+    runs = {
+        "trunk": lambda: bare(inputs["pixel_values"]),
+        "ours": lambda: ours.post_process_semantic_segmentation(forward(**inputs), target_sizes=target),
+    }
+    if not arguments.without_yardstick:
+        yardstick, theirs = build_yardstick(model), Mask2FormerImageProcessorPil()
+        check_equal(model, yardstick, inputs)
+        runs["yardstick"] = lambda: theirs.post_process_semantic_segmentation(yardstick(**inputs), target_sizes=target)
+    return runs
+
+
+@torch.inference_mode()
+def check_equal(model, yardstick, inputs: dict[str, Tensor]) -> None:
+    """That both networks compute the same; a query at the edge of its attention mask may flip, hence the median."""
+    found, expected = model(**inputs).masks_queries_logits.float(), yardstick(**inputs).masks_queries_logits.float()
+    difference = float((found - expected).abs().median() / expected.abs().max())
+    print(f"mask logits against transformers' modules: median difference {difference:.1e} of the largest logit")
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def measure_stages(arguments: argparse.Namespace, model, run: Callable[[], object]) -> list[dict[str, float]]:
+    """Seconds of every stage of our model, a dictionary a round; what is left is class scores and post-processing."""
+    network = model.model
+    stages = {
+        "trunk": (network.clip, "encode_image"),
+        "pixel decoder": (network.segmenter.pixel_decoder, "forward"),
+        "decoder": (network.segmenter.decoder, "forward"),
+        "whole network": (model, "forward"),
+    }
+    found: dict[str, float] = {}
+    for name, (owner, method) in stages.items():
+        setattr(owner, method, _clocked(getattr(owner, method), name, found, arguments.device))
+    rounds = []
+    for _ in range(arguments.rounds):
+        total = timed(run, arguments.device)
+        rounds.append({**found, "post-processing": total - found["whole network"], "total": total})
+    for owner, method in stages.values():
+        delattr(owner, method)
+    return rounds
+
+
+def _clocked(call: Callable, name: str, found: dict[str, float], device: str) -> Callable:
+    def clocked(*inputs, **keywords):
+        synchronise(device)
+        start = time.perf_counter()
+        output = call(*inputs, **keywords)
+        synchronise(device)
+        found[name] = time.perf_counter() - start
+        return output
+
+    return clocked
+
+
+def peak_memory(arguments: argparse.Namespace, model) -> float:
+    """GB held at most during two pictures: resident memory of the process, or on a GPU what was allocated there."""
+    if arguments.memory_of == "yardstick":
+        model, processor = build_yardstick(model), Mask2FormerImageProcessorPil()
+    else:
+        processor = MaftPlusImageProcessorPil()
+    inputs = build_inputs(arguments, model)
+    gc.collect()
+    reset_peak(arguments.device)
+    with torch.inference_mode():
+        for _ in range(2):
+            processor.post_process_semantic_segmentation(model(**inputs), target_sizes=[(arguments.pixels,) * 2])
+    return read_peak(arguments.device) / 1e9
+
+
+def reset_peak(device: str) -> None:
+    """Building the model needs more than running it; a server's peak is the latter."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        ctypes.CDLL(None).malloc_trim(0)  # hands back what building the model has freed
+        CLEAR_REFS.write_text("5")  # Linux: the peak restarts at what is resident now
+
+
+def read_peak(device: str) -> int:
+    """Bytes; the whole process's life where the system cannot restart the count."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    if CLEAR_REFS.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_memory(network: str) -> float:
+    """`peak_memory` in a process of its own, with this command's options."""
+    command = [sys.executable, *sys.argv, "--memory-of", network]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def report(arguments: argparse.Namespace, rounds: list[dict[str, float]], stages: list[dict[str, float]]) -> int:
+    """The table and the verdict; returns the exit code."""
+    for name in stages[0] if stages else ():
+        print(f"{name:<16} {statistics.median(stage[name] for stage in stages):8.3f} s")
+    for name in rounds[0]:
+        ratio = statistics.median(each[name] / each["trunk"] for each in rounds)
+        seconds = statistics.median(each[name] for each in rounds)
+        print(f"{name if name != 'trunk' else 'bare trunk':<16} {seconds:8.3f} s  {ratio:6.2f} x bare trunk")
+    memory = {name: measure_memory(name) for name in rounds[0] if name != "trunk"}
+    print("peak memory      " + ", ".join(f"{name} {amount:.2f} GB" for name, amount in memory.items()))
+    key = (arguments.size, arguments.classes)
+    memory_limit = MEMORY_LIMITS.get(key, float("inf"))
+    if memory["ours"] > memory_limit:
+        print(f"peak memory is over its limit of {memory_limit} GB")
+    ratio = statistics.median(each["ours"] / each["trunk"] for each in rounds)
+    print(f"{' '.join(map(str, key))} classes: total over bare trunk {ratio:.2f}, limit {RATIO_LIMITS[key]}")
+    return int(ratio > RATIO_LIMITS[key] or memory["ours"] > memory_limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
