@@ -319,7 +319,7 @@ def test_evaluation_compiles_once_to_one_graph_for_all_sizes_and_numbers(build):
     model = build()
     torch._dynamo.reset()
     compiled = torch.compile(model.get_mask_features, fullgraph=True, backend="eager", dynamic=True)
-    for number, size in ((3, (64, 96)), (5, (128, 80))):
+    for number, size in ((7, (64, 96)), (5, (128, 80))):
         inputs = pixels(2, *size), random_masks(number).float()
         with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
             assert_close(compiled(*inputs), model.get_mask_features(*inputs))
@@ -341,8 +341,9 @@ def test_wrong_inputs_are_named(build):
 
 
 def test_logits_are_refused_by_the_tower_that_wants_probabilities():
-    with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
-        vit().get_mask_features(pixels(), torch.randn(2, 3, 8, 8) * 4)
+    for masks in (torch.randn(2, 3, 8, 8) * 4, torch.full((2, 3, 8, 8), float("nan"))):
+        with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
+            vit().get_mask_features(pixels(), masks)
 
 
 def test_a_vit_without_masked_layers_says_so_when_masks_come():
