@@ -1,25 +1,21 @@
 """Pictures in, results out: resizing, normalising, padding, label maps; semantic, instance and panoptic results.
 
-Sources: MAFT+, arXiv 2408.00744, and FC-CLIP, arXiv 2308.02487 (inference); Mask2Former, arXiv 2112.01527 (the three
-post-processings). Nothing here needs torchvision: resizing is PIL's antialiased one on 8-bit pixels, which the
-published weights were trained on, whichever backend class transformers picks.
-Coordinate frames, outermost first: target h x w (`target_sizes`), unpadded input, padded input H x W (bottom and right
-of the unpadded one), mask grid (usually a quarter of the padded input).
-Shapes: B images, Q queries, K classes (+1 = void, last), N objects of one image.
+Sources: MAFT+, arXiv 2408.00744, and FC-CLIP, arXiv 2308.02487 (inference). Nothing here needs torchvision: resizing
+is PIL's antialiased one on 8-bit pixels, which the published weights were trained on, whichever backend class
+transformers picks. `postprocessing_maftplus.py` does the work of the way back and explains the coordinate frames.
+Shapes: B images, H x W padded input, Q queries, K classes (+1 = void, last), N objects of one image.
 """
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
-from torch.nn import functional
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -33,17 +29,23 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from .postprocessing_maftplus import (
+    draw_instances,
+    drop_empty,
+    find_instances,
+    instance_infos,
+    panoptic_segments,
+    read_predictions,
+    run_lengths,
+    semantic_map,
+    semantic_scores,
+)
+
 SEMANTIC_RESIZES = ("class_maps", "mask_logits")
 AUTO_MAP = {
     "torchvision": "image_processing_maftplus.MaftPlusImageProcessor",
     "pil": "image_processing_maftplus.MaftPlusImageProcessorPil",
 }
-# Results are made in square tiles of the target; no more class scores than this are held at once.
-TILE_EDGE = 128
-TILE_NUMBERS = 1 << 21
-BLOCK = 4  # points of the mask grid, down and across, whose candidate classes are found together
-FEW = 32  # up to this many classes the shortest way is the fastest
-ROUNDING = 1e-5  # bounds are widened by this much, so that rounding never excludes a winner
 
 
 class MaftPlusImageProcessorKwargs(ImagesKwargs, total=False):
@@ -66,7 +68,7 @@ class MaftPlusImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class MaftPlusImageProcessorMixin:
-    """What the two backend classes share: everything. See the module's docstring for the coordinate frames."""
+    """What the two backend classes share: everything."""
 
     valid_kwargs = MaftPlusImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
@@ -177,14 +179,13 @@ class MaftPlusImageProcessorMixin:
             ValueError: for `target_sizes` of another length than the batch, or logits that are not numbers.
         """
         results = []
-        for item in _predictions(outputs, target_sizes):
+        for item in read_predictions(outputs, target_sizes):
             if return_segmentation_scores:
-                scores = _semantic_scores(item, self.semantic_resize)
+                scores = semantic_scores(item, self.semantic_resize)
                 data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                by_class_maps = self.semantic_resize == "class_maps"
-                results.append(_semantic_map(item, _best_by_class_maps if by_class_maps else _best_by_mask_logits))
+                results.append(semantic_map(item, self.semantic_resize))
         return results
 
     def post_process_panoptic_segmentation(
@@ -217,8 +218,8 @@ class MaftPlusImageProcessorMixin:
             ValueError: as above, and for `label_ids_to_fuse` outside of the classes.
         """
         results = []
-        for item in _predictions(outputs, target_sizes, label_ids_to_fuse):
-            segments = _panoptic_segments(item, threshold, mask_threshold, overlap_mask_area_threshold)
+        for item in read_predictions(outputs, target_sizes, label_ids_to_fuse):
+            segments = panoptic_segments(item, threshold, mask_threshold, overlap_mask_area_threshold)
             results.append(dict(zip(("segmentation", "segments_info"), segments)))
         return results
 
@@ -262,15 +263,15 @@ class MaftPlusImageProcessorMixin:
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
         results = []
-        for item in _predictions(outputs, target_sizes, label_ids_to_fuse):
-            instances = _drop_empty(_instances(item, threshold, mask_threshold, top_k), threshold)
+        for item in read_predictions(outputs, target_sizes, label_ids_to_fuse):
+            instances = drop_empty(find_instances(item, threshold, mask_threshold, top_k), threshold)
             if return_binary_maps:
                 segmentation = instances.masks
             elif return_coco_annotation:
-                segmentation = _run_lengths(instances.masks)
+                segmentation = run_lengths(instances.masks)
             else:
-                segmentation, instances = _id_map(instances, overlap_mask_area_threshold)
-            results.append({"segmentation": segmentation, "segments_info": _instance_infos(instances)})
+                segmentation, instances = draw_instances(instances, overlap_mask_area_threshold)
+            results.append({"segmentation": segmentation, "segments_info": instance_infos(instances)})
         return results
 
 
@@ -574,457 +575,6 @@ def _class_of(
     if do_reduce_labels:
         return None if label == 0 else label - 1
     return None if label == ignore_index else label
-
-
-# --- One picture's prediction, and its way to the target ---
-
-
-@dataclass
-class _Prediction:
-    """One picture: class probabilities (Q, K+1), mask logits (Q, h, w) and the linear maps of both axes."""
-
-    probabilities: Tensor
-    masks: Tensor
-    rows: "_Axis"
-    columns: "_Axis"
-    is_stuff: list[bool]
-
-    @property
-    def target_size(self) -> tuple[int, int]:
-        return self.rows.target, self.columns.target
-
-
-class _Axis:
-    """
-    Bilinear resizing along one axis as matrices: mask grid -> padded input, cropped -> target.
-
-    A row of `to_input` (unpadded, grid), `from_input` (target, unpadded) or `to_target` (target, grid), their product,
-    has a few neighbouring numbers. A tile multiplies only that block of them, so no map of the padded size is made.
-    """
-
-    def __init__(self, grid: int, padded: int, unpadded: int, target: int, like: Tensor):
-        self.target = target
-        self.is_enlarging = padded >= grid  # two neighbours at the input read at most three points of the grid
-        grid_low, grid_high, grid_fraction = (values[:unpadded] for values in _neighbours(grid, padded))
-        low, high, self.fraction = _neighbours(unpadded, target)
-        to_input = _matrix(grid_low, grid_high, grid_fraction, grid)
-        from_input = _matrix(low, high, self.fraction, unpadded)
-        matrices = to_input, from_input, from_input @ to_input
-        self.to_input, self.from_input, self.to_target = (matrix.to(like) for matrix in matrices)
-        self.low, self.high, self.grid_low, self.grid_high = (x.tolist() for x in (low, high, grid_low, grid_high))
-
-    def input_span(self, span: slice) -> slice:
-        """The unpadded input's pixels that the target's `span` reads."""
-        return slice(self.low[span.start], self.high[span.stop - 1] + 1)
-
-    def grid_span(self, span: slice) -> slice:
-        """The mask grid's points that the unpadded input's `span` reads."""
-        return slice(self.grid_low[span.start], self.grid_high[span.stop - 1] + 1)
-
-    def block_span(self, span: slice) -> slice:
-        """The blocks of `_candidates` that hold the target's `span`."""
-        first, last = (self.grid_low[self.low[index]] + 1 for index in (span.start, span.stop - 1))
-        return slice(first // BLOCK, last // BLOCK + 1)
-
-
-def _neighbours(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Two source indices and the second one's weight for every new pixel, in float32 as torch's own resizing."""
-    position = ((torch.arange(new) + 0.5) * (old / new) - 0.5).clamp(min=0)
-    low = position.long().clamp(max=old - 1)
-    return low, (low + 1).clamp(max=old - 1), position - low
-
-
-def _matrix(low: Tensor, high: Tensor, fraction: Tensor, old: int) -> Tensor:
-    matrix = torch.zeros(len(low), old)
-    index = torch.arange(len(low))
-    matrix[index, low] += 1 - fraction
-    matrix[index, high] += fraction
-    return matrix
-
-
-def _predictions(outputs, target_sizes, label_ids_to_fuse: Iterable[int] | None = None) -> Iterator[_Prediction]:
-    """The batch, checked, picture by picture, in float32."""
-    class_logits, mask_logits = outputs.class_queries_logits, outputs.masks_queries_logits
-    _check_logits(class_logits, mask_logits)
-    batch, num_classes = len(class_logits), class_logits.shape[-1] - 1
-    padded = _sizes(outputs, "padded_sizes") or [tuple(4 * edge for edge in mask_logits.shape[-2:])] * batch
-    unpadded = _sizes(outputs, "unpadded_sizes") or padded
-    targets = unpadded if target_sizes is None else _checked_targets(target_sizes, batch)
-    stuff = _stuff_classes(outputs, label_ids_to_fuse, batch, num_classes)
-    for index in range(batch):
-        masks = mask_logits[index].float()
-        axes = [_Axis(*sizes, masks) for sizes in zip(masks.shape[1:], padded[index], unpadded[index], targets[index])]
-        yield _Prediction(class_logits[index].float().softmax(-1), masks, *axes, stuff[index])
-
-
-def _check_logits(class_logits: Tensor, mask_logits: Tensor) -> None:
-    if class_logits.ndim != 3 or mask_logits.ndim != 4 or class_logits.shape[:2] != mask_logits.shape[:2]:
-        raise ValueError(
-            "`outputs` must have `class_queries_logits` (B, Q, K+1) and `masks_queries_logits` (B, Q, h, w), got "
-            f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}."
-        )
-    for name, logits in (("class_queries_logits", class_logits), ("masks_queries_logits", mask_logits)):
-        if logits.isnan().any():
-            raise ValueError(f"`outputs.{name}` contains NaN; in half precision try bfloat16 or float32.")
-
-
-def _sizes(outputs, name: str) -> list[tuple[int, int]] | None:
-    sizes = getattr(outputs, name, None)
-    return None if sizes is None else [tuple(map(int, size)) for size in sizes]
-
-
-def _checked_targets(target_sizes, batch: int) -> list[tuple[int, int]]:
-    sizes = [tuple(map(int, size)) for size in target_sizes]
-    if len(sizes) != batch:
-        raise ValueError(f"`target_sizes` has {len(sizes)} entries for {batch} images; give (height, width) for each.")
-    if any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be positive pairs (height, width), got {sizes}.")
-    return sizes
-
-
-def _stuff_classes(outputs, label_ids: Iterable[int] | None, batch: int, num_classes: int) -> list[list[bool]]:
-    recorded = getattr(outputs, "stuff_classes", None)
-    if label_ids is None:
-        return [[False] * num_classes] * batch if recorded is None else recorded.bool().tolist()
-    label_ids = {int(label) for label in label_ids}
-    wrong = sorted(label for label in label_ids if not 0 <= label < num_classes)
-    if wrong:
-        raise ValueError(f"`label_ids_to_fuse` must lie between 0 and {num_classes - 1}, got {wrong}.")
-    return [[label in label_ids for label in range(num_classes)]] * batch
-
-
-def _tiles(item: _Prediction) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of every tile of the target."""
-    height, width = item.target_size
-    for top in range(0, height, TILE_EDGE):
-        for left in range(0, width, TILE_EDGE):
-            yield slice(top, min(top + TILE_EDGE, height)), slice(left, min(left + TILE_EDGE, width))
-
-
-def _resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Maps (Q, a, b) with the matrices (h, a) and (w, b) -> (Q, h, w)."""
-    return torch.bmm(rows.expand(len(maps), -1, -1), maps) @ columns.T
-
-
-def _target_logits(item: _Prediction, rows: slice, columns: slice, queries: Tensor | slice = slice(None)) -> Tensor:
-    """Mask logits of the target's tile (Q, tile height, tile width)."""
-    y, x = _grid_block(item, rows, columns)
-    return _resample(item.masks[:, y, x][queries], item.rows.to_target[rows, y], item.columns.to_target[columns, x])
-
-
-def _grid_block(item: _Prediction, rows: slice, columns: slice) -> tuple[slice, slice]:
-    """The mask grid's points that a tile of the target reads."""
-    return tuple(axis.grid_span(axis.input_span(s)) for axis, s in ((item.rows, rows), (item.columns, columns)))
-
-
-def _logit_bounds(item: _Prediction, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-    """Least and largest mask logit of every query in a tile: resizing does not leave the range of what it reads."""
-    y, x = _grid_block(item, rows, columns)
-    block = item.masks[:, y, x].flatten(1)
-    return block.amin(1), block.amax(1)
-
-
-# --- Semantic ---
-
-
-def _semantic_map(item: _Prediction, best_class) -> Tensor:
-    """The best class of every pixel of the target, tile by tile, each with the few classes that can win there."""
-    weights = item.probabilities[:, :-1].T.contiguous()  # (K, Q)
-    candidates = _candidates(item, weights)
-    result = torch.empty(item.target_size, dtype=torch.int64, device=weights.device)
-    for rows, columns in _tiles(item):
-        blocks = candidates[:, item.rows.block_span(rows), item.columns.block_span(columns)]
-        classes = blocks.flatten(1).any(1).nonzero()[:, 0].to(weights.device)
-        if len(classes) > 1:
-            classes = classes[best_class(item, weights[classes], rows, columns)]
-        result[rows, columns] = classes
-    return result
-
-
-def _candidates(item: _Prediction, weights: Tensor) -> Tensor:
-    """
-    The classes that can be best somewhere in a block of the mask grid: (K, blocks down, blocks across), on the CPU.
-
-    A mask probability lies between those of the grid's least and largest logit around it, and so does a class score,
-    being a sum of them with weights (K, Q) that are not negative. A class whose upper bound is below the best lower
-    bound cannot win, nor can it after linear resizing, since one class beats it everywhere in the block. Block i is
-    for pixels that read the grid's points L to L + 2 (at most) with L + 1 in [i * BLOCK, (i + 1) * BLOCK).
-    """
-    shape = [edge // BLOCK + 1 for edge in item.masks.shape[1:]]
-    if not (item.rows.is_enlarging and item.columns.is_enlarging):
-        return torch.ones(len(weights), *shape, dtype=torch.bool)
-    padded = functional.pad(item.masks[None], [1, BLOCK + 1] * 2, mode="replicate")[0]
-    largest, least = (_pool(padded, shape, choose).sigmoid().flatten(1) for choose in (torch.maximum, torch.minimum))
-    best = (weights @ least).amax(0)
-    return (weights @ largest * (1 + ROUNDING) >= best).view(-1, *shape).cpu()
-
-
-def _pool(padded: Tensor, shape: list[int], choose) -> Tensor:
-    """Largest or least value of blocks that overlap by two points (max_pool2d took ten times longer)."""
-    for axis, length in zip((1, 2), shape):
-        shifted = (padded.narrow(axis, start, padded.shape[axis] - start) for start in range(BLOCK + 2))
-        strides = [slice(None)] * axis + [slice(None, None, BLOCK)]
-        padded = reduce(choose, (view[tuple(strides)].narrow(axis, 0, length) for view in shifted))
-    return padded
-
-
-def _best_by_mask_logits(item: _Prediction, weights: Tensor, rows: slice, columns: slice) -> Tensor:
-    """Mask logits resized to the target, then class scores (released panoptic models)."""
-    return _best_class(weights, _target_logits(item, rows, columns).sigmoid_())
-
-
-def _best_by_class_maps(item: _Prediction, weights: Tensor, rows: slice, columns: slice) -> Tensor:
-    """Class scores at the unpadded input, then resized; for many classes only where that can matter."""
-    masks = _input_masks(item, rows, columns)
-    if len(weights) > FEW:
-        return _best_between(weights, masks, *_corners(item, rows, columns))
-    y, x = item.rows.input_span(rows), item.columns.input_span(columns)
-    class_maps = (weights @ masks.flatten(1)).view(-1, *masks.shape[1:])
-    return _resample(class_maps, item.rows.from_input[rows, y], item.columns.from_input[columns, x]).max(0).indices
-
-
-def _best_between(weights: Tensor, masks: Tensor, rows, columns) -> Tensor:
-    """
-    Best class of pixels that lie between those of `masks` (Q, a, b). Where the four neighbours of a pixel have the
-    same best class, it is the pixel's too; for the others the masks are resized: the same, as all of it is linear.
-    """
-    (top, bottom, down), (left, right, across) = rows, columns
-    labels = _best_class(weights, masks)
-    upper, lower = labels[top], labels[bottom]
-    best = upper[:, left]
-    mixed = (upper[:, right] != best) | (lower[:, left] != best) | (lower[:, right] != best)
-    i, j = mixed.nonzero(as_tuple=True)
-    if len(i):
-        top, bottom, down, left, right, across = top[i], bottom[i], down[i], left[j], right[j], across[j]
-        upper = torch.lerp(masks[:, top, left], masks[:, top, right], across)
-        lower = torch.lerp(masks[:, bottom, left], masks[:, bottom, right], across)
-        best[i, j] = _best_class(weights, torch.lerp(upper, lower, down))
-    return best
-
-
-def _input_masks(item: _Prediction, rows: slice, columns: slice) -> Tensor:
-    """Mask probabilities of the unpadded input's pixels that a tile reads (Q, a, b)."""
-    y, x = item.rows.input_span(rows), item.columns.input_span(columns)
-    grid_y, grid_x = item.rows.grid_span(y), item.columns.grid_span(x)
-    logits = _resample(item.masks[:, grid_y, grid_x], item.rows.to_input[y, grid_y], item.columns.to_input[x, grid_x])
-    return logits.sigmoid_()
-
-
-def _corners(item: _Prediction, rows: slice, columns: slice) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Where a tile's pixels lie in `_input_masks`, down and across: both neighbours' indices, the second's weight."""
-    sides = []
-    for axis, span in ((item.rows, rows), (item.columns, columns)):
-        low, high = torch.tensor([axis.low[span], axis.high[span]]) - axis.low[span.start]
-        sides.append(tuple(values.to(item.masks.device) for values in (low, high, axis.fraction[span])))
-    return sides
-
-
-def _best_class(weights: Tensor, masks: Tensor) -> Tensor:
-    """(K, Q) and (Q, ...) -> (...), a bounded number of scores at a time."""
-    pieces = masks.flatten(1).split(max(1, TILE_NUMBERS // len(weights)), dim=1)
-    return torch.cat([_first_largest(weights @ piece) for piece in pieces]).view(masks.shape[1:])
-
-
-def _first_largest(scores: Tensor) -> Tensor:
-    """
-    Arg max over the first axis, (N, ...) -> (...): first among groups, then inside the winning one. PyTorch's own
-    carries an index with every number, which took 3 times longer on a CPU.
-    """
-    size = math.isqrt(len(scores))
-    if size < 3:
-        return scores.max(0).indices
-    group = torch.stack([members.amax(0) for members in scores.split(size)]).max(0).indices
-    offsets = torch.arange(size, device=scores.device).view(-1, *[1] * group.ndim)
-    members = (group * size + offsets).clamp_(max=len(scores) - 1)
-    return members.gather(0, scores.gather(0, members).max(0).indices[None])[0]
-
-
-def _semantic_scores(item: _Prediction, semantic_resize: str) -> Tensor:
-    """All class maps (K, height, width)."""
-    weights = item.probabilities[:, :-1].T
-    scores = weights.new_empty(len(weights), *item.target_size)
-    for rows, columns in _tiles(item):
-        if semantic_resize == "mask_logits":
-            masks = _target_logits(item, rows, columns).sigmoid_()
-        else:
-            y, x = item.rows.input_span(rows), item.columns.input_span(columns)
-            matrices = item.rows.from_input[rows, y], item.columns.from_input[columns, x]
-            masks = _resample(_input_masks(item, rows, columns), *matrices)
-        scores[:, rows, columns] = (weights @ masks.flatten(1)).view(-1, *masks.shape[1:])
-    return scores
-
-
-# --- Panoptic ---
-
-
-def _panoptic_segments(item: _Prediction, threshold: float, mask_threshold: float, overlap_threshold: float):
-    """(segmentation (height, width) int32, segments_info)."""
-    scores, labels = item.probabilities.max(-1)
-    kept = (labels != item.probabilities.shape[-1] - 1) & (scores > threshold)
-    item.masks, scores, labels = item.masks[kept], scores[kept], labels[kept]
-    if not len(scores):
-        return torch.zeros(item.target_size, dtype=torch.int32, device=item.masks.device), []
-    winners, won, shown, areas = _compete(item, scores, mask_threshold)
-    valid = (shown > 0) & (won / areas.clamp(min=1) >= overlap_threshold)
-    ids, infos = _number_segments(valid.tolist(), labels.tolist(), scores.tolist(), item.is_stuff)
-    table = torch.tensor([*ids, 0], dtype=torch.int32, device=winners.device)
-    return table[winners], infos
-
-
-def _compete(item: _Prediction, scores: Tensor, mask_threshold: float):
-    """
-    Every pixel goes to the query with the largest score x mask probability.
-
-    Returns:
-        The winner of every pixel (height, width), or the number of queries where its mask probability is below
-        `mask_threshold`; pixels won (whatever that probability), pixels shown, pixels of the mask: (Q,) each.
-    """
-    num_queries = len(scores)
-    least_logit = _logit(mask_threshold)
-    winners = torch.empty(item.target_size, dtype=torch.int64, device=scores.device)
-    won, shown, areas = scores.new_zeros(3, num_queries, dtype=torch.int64)
-    for rows, columns in _tiles(item):
-        low, high = _logit_bounds(item, rows, columns)
-        can_win = scores * high.sigmoid() * (1 + ROUNDING) >= (scores * low.sigmoid()).max()
-        has_edge = (low < least_logit + ROUNDING) & (high > least_logit - ROUNDING)
-        areas += (~has_edge & (low >= least_logit)) * (rows.stop - rows.start) * (columns.stop - columns.start)
-        queries = (can_win | has_edge).nonzero()[:, 0]
-        logits = _target_logits(item, rows, columns, queries)
-        areas += torch.zeros_like(areas).index_add_(0, queries, _count(logits >= least_logit)) * has_edge
-        queries, logits = queries[can_win[queries]], logits[can_win[queries]]
-        winner = _first_largest(logits.sigmoid().mul_(scores[queries].view(-1, 1, 1)))
-        is_shown = logits.gather(0, winner[None])[0] >= least_logit
-        winner = queries[winner]
-        won += winner.flatten().bincount(minlength=num_queries)
-        shown += winner[is_shown].bincount(minlength=num_queries)
-        winners[rows, columns] = torch.where(is_shown, winner, num_queries)
-    return winners, won, shown, areas
-
-
-def _count(inside: Tensor) -> Tensor:
-    """Pixels of every mask, (Q, h, w) bool -> (Q,)."""
-    return inside.sum((1, 2), dtype=torch.int32).long()  # half the time of summing to int64
-
-
-def _logit(probability: float) -> float:
-    """The logit whose sigmoid is `probability`; comparing logits saves the sigmoid."""
-    if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"`mask_threshold` must lie between 0 and 1, got {probability}.")
-    if probability in (0.0, 1.0):
-        return math.copysign(math.inf, probability - 0.5)
-    return math.log(probability / (1 - probability))
-
-
-def _number_segments(valid: list[bool], labels: list[int], scores: list[float], is_stuff: list[bool]):
-    """Segment id of every query (0: none) and the segments; stuff of one class is one segment with its best score."""
-    ids, infos, stuff = [], [], {}
-    for is_valid, label, score in zip(valid, labels, scores):
-        if not is_valid:
-            ids.append(0)
-        elif is_stuff[label] and label in stuff:
-            ids.append(stuff[label]["id"])
-            stuff[label]["score"] = max(stuff[label]["score"], round(score, 6))
-        else:
-            infos.append({"id": len(infos) + 1, "label_id": label, "was_fused": is_stuff[label]})
-            infos[-1]["score"] = round(score, 6)
-            ids.append(len(infos))
-            if is_stuff[label]:
-                stuff[label] = infos[-1]
-    return ids, infos
-
-
-# --- Instances ---
-
-
-@dataclass
-class _Instances:
-    """
-    `scores`, `labels` and `areas` (N,); `rows` (N,) of `query_masks` (queries, height, width) bool, as one mask can
-    be there under several classes.
-    """
-
-    scores: Tensor
-    labels: Tensor
-    areas: Tensor
-    rows: Tensor
-    query_masks: Tensor
-
-    @property
-    def masks(self) -> Tensor:
-        """(N, height, width) bool."""
-        return self.query_masks[self.rows]
-
-    def select(self, index: Tensor) -> "_Instances":
-        fields = (self.scores, self.labels, self.areas, self.rows)
-        return _Instances(*(field[index] for field in fields), self.query_masks)
-
-
-def _instances(item: _Prediction, threshold: float, mask_threshold: float, top_k: int) -> _Instances:
-    """The best pairs of query and thing, empty masks included, best class score first."""
-    classes = item.probabilities[:, :-1]
-    scores, pairs = classes.flatten().topk(min(top_k, classes.numel()))
-    is_stuff = torch.tensor(item.is_stuff, device=scores.device)
-    queries, labels = pairs // classes.shape[1], pairs % classes.shape[1]
-    kept = ~is_stuff[labels] & (scores >= threshold)  # the mask's share of a score is at most 1
-    queries, rows = queries[kept].unique(return_inverse=True)
-    item.masks = item.masks[queries]
-    masks, totals, areas = _binary_masks(item, mask_threshold)
-    quality = totals / (areas + 1e-6)
-    return _Instances(scores[kept] * quality[rows], labels[kept], areas[rows], rows, masks)
-
-
-def _binary_masks(item: _Prediction, mask_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks at the target (Q, height, width) bool, the sum of their probabilities inside and their pixels (Q,)."""
-    masks = torch.zeros(len(item.masks), *item.target_size, dtype=torch.bool, device=item.masks.device)
-    totals, areas = item.masks.new_zeros(len(masks)), item.masks.new_zeros(len(masks), dtype=torch.int64)
-    least_logit = _logit(mask_threshold)
-    for rows, columns in _tiles(item):
-        queries = (_logit_bounds(item, rows, columns)[1] > least_logit - ROUNDING).nonzero()[:, 0]
-        logits = _target_logits(item, rows, columns, queries)
-        inside = logits > least_logit
-        masks[queries, rows, columns] = inside
-        totals[queries] += logits.sigmoid_().mul_(inside).sum((1, 2))
-        areas[queries] += _count(inside)
-    return masks, totals, areas
-
-
-def _drop_empty(instances: _Instances, threshold: float) -> _Instances:
-    """Best score first, without empty masks and scores below `threshold`."""
-    kept = (instances.areas > 0) & (instances.scores >= threshold)
-    order = instances.scores.argsort(descending=True, stable=True)
-    return instances.select(order[kept[order]])
-
-
-def _id_map(instances: _Instances, overlap_threshold: float) -> tuple[Tensor, _Instances]:
-    """Better objects cover worse ones; those that show too little are left out."""
-    query_masks = instances.query_masks
-    ids = torch.zeros(query_masks.shape[1:], dtype=torch.int32, device=query_masks.device)
-    kept = []
-    for index, row in enumerate(instances.rows.tolist()):
-        pixels = query_masks[row].flatten().nonzero()[:, 0]
-        visible = pixels[ids.view(-1)[pixels] == 0]
-        if len(visible) and len(visible) / len(pixels) >= overlap_threshold:
-            kept.append(index)
-            ids.view(-1)[visible] = len(kept)
-    return ids, instances.select(torch.tensor(kept, dtype=torch.int64, device=ids.device))
-
-
-def _instance_infos(instances: _Instances) -> list[dict[str, Any]]:
-    pairs = zip(instances.labels.tolist(), instances.scores.tolist())
-    return [
-        {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
-        for index, (label, score) in enumerate(pairs, start=1)
-    ]
-
-
-def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
-    """COCO's compressed run lengths, with text for `counts` so that they fit into JSON."""
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise ImportError("`return_coco_annotation=True` needs pycocotools: pip install pycocotools") from error
-    encoded = [coco_mask.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))) for mask in masks]
-    return [{"size": list(map(int, code["size"])), "counts": code["counts"].decode("ascii")} for code in encoded]
 
 
 MaftPlusImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -8,12 +8,8 @@ import numpy as np
 import torch
 from reference_tools import Comparison, compare, compare_equal, load_arrays
 
-from maftplus.image_processing_maftplus import (
-    MaftPlusImageProcessorPil,
-    _instances,
-    _predictions,
-    _target_logits,
-)
+from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
+from maftplus.postprocessing_maftplus import find_instances, read_predictions, target_logits
 
 SEM_SEG_TOLERANCE = 3e-4
 TOLERANCE = 1e-4
@@ -113,8 +109,8 @@ def _undecided(outputs, target: list) -> torch.Tensor:
 
 
 def _logits_at_target(outputs, target: list):
-    item = next(_predictions(outputs, target))
-    return _target_logits(item, *(slice(0, size) for size in item.target_size)), item
+    item = next(read_predictions(outputs, target))
+    return target_logits(item, *(slice(0, size) for size in item.target_size)), item
 
 
 def _pixels(name: str, different: torch.Tensor, undecided: torch.Tensor) -> Comparison:
@@ -137,8 +133,8 @@ def compare_instances(
 ) -> list[Comparison]:
     """Recorded instances as sets. Empty masks count too, so this looks below the public method, which drops them."""
     logits, _ = _logits_at_target(outputs, target)
-    item = next(_predictions(outputs, target, stuff))
-    ours = _instances(item, threshold=0.0, mask_threshold=0.5, top_k=top_k)
+    item = next(read_predictions(outputs, target, stuff))
+    ours = find_instances(item, threshold=0.0, mask_threshold=0.5, top_k=top_k)
     labels, scores, masks = (torch.from_numpy(recorded["instances"][kind]) for kind in ("classes", "scores", "masks"))
     pairs = _pair(ours, labels, masks.bool())
     different = torch.stack([ours.masks[i] != masks[j].bool() for i, j in pairs]).any(0) if pairs else masks.sum(0) > 0

@@ -17,7 +17,8 @@ ARROWS = {
     "segmenter": {"configuration", "layers"},
     "loss": set(),
     "modeling": {"clip", "segmenter", "loss", "configuration"},
-    "image_processing": set(),
+    "postprocessing": set(),
+    "image_processing": {"postprocessing"},
     "processing": {"image_processing"},
 }
 
