@@ -323,8 +323,7 @@ class MaftPlusMaskDecoder(nn.Module):
         Where the coming layer may look, (B, Q, h_l * w_l): where the mask so far is >= 1/2; everywhere if nowhere.
 
         The mask is wanted at the level's size only. Resizing is linear, so mask features resized once per level give
-        the logits that resizing every full-size mask would give. The comparison ends every gradient; `no_grad` here
-        would leave autocast with cached weights that never receive one.
+        the logits that resizing every full-size mask would give. The comparison ends every gradient.
         """
         visible = self.mask_embedder(normed) @ level_features >= 0
         return visible | ~visible.any(-1, keepdim=True)
