@@ -34,7 +34,7 @@ def as_label_map(labels: Any, what: str = "prediction", name: str | None = None)
         bad = np.issubdtype(labels.dtype, np.floating) and not np.isfinite(labels).all()
         reason = "NaN or infinite values" if bad else f"values of type {labels.dtype}"
         raise ValueError(f"{_prefix(name)}the {what} holds {reason}; a label map holds integers.")
-    return labels.astype(np.int64) if labels.dtype == np.uint64 else labels  # numpy cannot index with uint64
+    return labels
 
 
 def check_ignore_index(num_labels: int, ignore_index: int | None) -> None:
@@ -77,14 +77,15 @@ def confusion_matrix(
     prediction, reference = as_label_map(prediction, "prediction", name), as_label_map(reference, "label map", name)
     _check_same_size(prediction, reference, name)
     skipped = None if ignore_index == 0 else ignore_index  # a background class may be predicted
-    pairs = _look_up(prediction, _class_table(num_labels, skipped, num_labels + 1))
-    pairs += _look_up(reference, _class_table(num_labels, ignore_index, 1))
+    rows, columns, lengths = _runs(prediction, reference)
+    pairs = _look_up(rows, _class_table(num_labels, skipped, num_labels + 1))
+    pairs += _look_up(columns, _class_table(num_labels, ignore_index, 1))
     if pairs.max(initial=0) >= NO_CLASS:
-        _raise_no_class(prediction, num_labels, ignore_index, "prediction", name)
-        _raise_no_class(reference, num_labels, ignore_index, "label map", name)
+        _raise_no_class(rows, num_labels, skipped, "prediction", name)
+        _raise_no_class(columns, num_labels, ignore_index, "label map", name)
     if out is None:
         out = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64)
-    np.add.at(out.reshape(-1), pairs, 1)
+    np.add.at(out.reshape(-1), pairs, lengths)
     return out
 
 
@@ -144,10 +145,11 @@ def panoptic_counts(
     _check_same_size(prediction, reference, name)
     p_ids, p_classes = _listed(prediction_segments, num_labels, "prediction", name)
     g_ids, g_classes = _listed(reference_segments, num_labels, "truth", name)
-    rows, columns = _segment_indices(prediction, p_ids), _segment_indices(reference, g_ids)
+    p_runs, g_runs, lengths = _runs(prediction, reference)
+    rows, columns = _segment_indices(p_runs, p_ids), _segment_indices(g_runs, g_ids)
     overlaps = np.zeros((len(p_ids) + 2, len(g_ids) + 2), dtype=np.int64)  # index 0 void, then listed, last unlisted
-    np.add.at(overlaps.reshape(-1), rows * overlaps.shape[1] + columns, 1)
-    _check_predicted_ids(prediction, rows, p_ids, overlaps, name)
+    np.add.at(overlaps.reshape(-1), rows * overlaps.shape[1] + columns, lengths)
+    _check_predicted_ids(p_runs, rows, p_ids, overlaps, name)
     crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in reference_segments], dtype=bool)
     # A listed area is the annotation's own: where segments cover each other (ADE20K) it exceeds the pixels in the map.
     g_area = [segment.get("area", pixels) for segment, pixels in zip(reference_segments, overlaps.sum(axis=0)[1:-1])]
@@ -240,10 +242,24 @@ def _class_table(num_labels: int, ignore_index: int | None, scale: int) -> np.nd
     return table
 
 
+def _runs(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Values of both maps (n,) and lengths of the runs of pixels, row by row, in which neither changes.
+
+    Label maps are flat, so there are far fewer runs than pixels, and everything else is done once a run.
+    """
+    prediction, reference = prediction.reshape(-1), reference.reshape(-1)
+    changes = (prediction[1:] != prediction[:-1]) | (reference[1:] != reference[:-1])
+    bounds = (
+        np.concatenate([[0], np.flatnonzero(changes) + 1, [len(prediction)]]) if len(prediction) else np.array([0])
+    )
+    return prediction[bounds[:-1]], reference[bounds[:-1]], np.diff(bounds)
+
+
 def _look_up(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The table's entry for every pixel, (H*W,) int64; one pass over the map."""
+    """The table's entry for every label, int64."""
     try:
-        return table.take(labels.reshape(-1))
+        return table.take(labels.astype(np.intp, copy=False))  # other index types are many times slower
     except IndexError:  # beyond the table
         return np.full(labels.size, NO_CLASS)
 
@@ -305,15 +321,14 @@ def _listed(segments, num_labels: int, what: str, name: str | None) -> tuple[np.
     return ids, classes
 
 
-def _segment_indices(id_map: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Index of every pixel's segment, (H*W,): 0 void, 1.. in the order of `ids`, len(ids) + 1 for any other id."""
-    values = id_map.reshape(-1)
+def _segment_indices(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Index of every value's segment, (n,): 0 void, 1.. in the order of `ids`, len(ids) + 1 for any other id."""
     highest = int(values.max(initial=0))
     if values.size and int(values.min()) >= 0 and highest < LUT_LIMIT:
         table = np.zeros(highest + 1, dtype=np.int64)  # pages that are never written are never allocated
         known = ids <= highest
         table[ids[known]] = np.flatnonzero(known) + 1
-        indices = table.take(values)
+        indices = table.take(values.astype(np.intp, copy=False))
         indices[(indices == 0) & (values != 0)] = len(ids) + 1
         return indices
     table = {0: 0, **{int(value): index + 1 for index, value in enumerate(ids)}}
@@ -321,9 +336,9 @@ def _segment_indices(id_map: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.array([table.get(int(value), len(ids) + 1) for value in found], dtype=np.int64)[positions]
 
 
-def _check_predicted_ids(prediction, rows, ids, overlaps, name: str | None) -> None:
+def _check_predicted_ids(values, rows, ids, overlaps, name: str | None) -> None:
     if overlaps[-1].any():
-        unlisted = np.unique(prediction.reshape(-1)[rows == len(ids) + 1])
+        unlisted = np.unique(values[rows == len(ids) + 1])
         raise ValueError(f"{_prefix(name)}the prediction has the segment id {_some(unlisted)}, which is never listed.")
     missing = ids[overlaps[1:-1].sum(axis=1) == 0]
     if len(missing):
