@@ -152,7 +152,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     """
     if _is_recipe(arguments):
         arguments = [*read_recipe(Path(arguments[0])), *arguments[1:]]
-    parser = HfArgumentParser((ModelArguments, DataArguments, MaftPlusTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, MaftPlusTrainingArguments), allow_abbrev=False)
     return parser.parse_args_into_dataclasses(arguments)
 
 

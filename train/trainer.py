@@ -237,14 +237,20 @@ class MaftPlusTrainer(Trainer):
         rows = self.compute_metrics.rows(outputs, references).to(self.args.device)
         return None, rows, torch.ones(len(references), device=self.args.device)
 
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As the Trainer's, which adds up counts batch by batch; the figures come from their sum."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        figures = {f"{metric_key_prefix}_{name}": value for name, value in self.compute_metrics.figures().items()}
+        return output._replace(metrics={**output.metrics, **figures})
+
     def get_eval_dataloader(self, eval_dataset=None):
-        """As the Trainer's, with the collator for evaluation: training batches are prepared differently."""
-        training_collator = self.data_collator
-        self.data_collator = self.eval_collator or training_collator
+        """As the Trainer's, but with the collator for evaluation and every sample; training may drop the last ones."""
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_collator or collator, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
 
     def _teacher_losses(self, inputs: dict[str, Any], outputs, counts: Tensor | None) -> dict[str, Tensor]:
         if self.teacher is None:

@@ -38,7 +38,7 @@ class EvaluationCollator:
 @dataclass
 class CountedEvaluation:
     """
-    Counts of a batch (`rows`), and `compute_metrics` for a Trainer with `batch_eval_metrics=True`.
+    Counts of a batch (`rows`), their sum (calling it, as a Trainer's `compute_metrics`), and the `figures` of the sum.
 
     Args:
         image_processor: Post-processes the outputs.
@@ -71,12 +71,16 @@ class CountedEvaluation:
         return torch.from_numpy(rows.astype(np.float64))
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Adds the rows of a batch; with `compute_result` returns the figures and starts anew."""
+        """Adds the rows of a batch; the trainer asks for the `figures` when the loop is over."""
         rows = np.asarray(torch.as_tensor(prediction.predictions).cpu())
         self._sum = rows.sum(0) if self._sum is None else self._sum + rows.sum(0)
         self._num_samples += len(rows)
-        if not compute_result:
-            return {}
+        return {}
+
+    def figures(self) -> dict[str, float]:
+        """Every figure of what was added; counting then starts anew."""
+        if self._sum is None:
+            return {"num_images": 0}
         figures = {"num_images": self._num_samples, **self._figures(self._sum)}
         self._sum, self._num_samples = None, 0
         return figures
