@@ -19,6 +19,7 @@ from maftplus.train.data import (
     HubDataset,
     load_benchmark,
     load_folder,
+    load_hub,
     reduce_labels,
     semantic_labels,
     shrink,
@@ -448,3 +449,11 @@ def test_prompts_of_a_file_replace_those_of_a_benchmark_class_by_class(tmp_path)
 def test_an_unknown_vocabulary_names_those_there_are():
     with pytest.raises(FileNotFoundError, match="ade20k_150"):
         load_vocabulary("nonsense")
+
+
+def test_a_local_folder_that_datasets_reads_is_a_hub_data_set_with_a_short_name(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "blocks").mkdir()
+    datasets.Dataset.from_list(hub_rows()).to_parquet(tmp_path / "blocks" / "train.parquet")
+    hub = load_hub(str(tmp_path / "blocks"), "train", WORDS, streaming=True)
+    assert (hub.name, len(list(hub))) == ("blocks", 5)

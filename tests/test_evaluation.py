@@ -183,3 +183,29 @@ def test_unconnected_processes_are_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="pass `--use_cpu`"):
         process_state()
+
+
+def test_hub_data_is_named_on_the_command_line_with_its_classes(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    labels = Image.fromarray(np.array([[0, 1, 2, 0]] * 4, dtype=np.uint8))  # 0 is unlabelled, 1 and 2 cat and dog
+    rows = [{"image": Image.new("RGB", (4, 4)), "annotation": labels} for _ in range(2)]
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
+    (tmp_path / "words.txt").write_text("0:cat\n1:dog\n")
+    entries = [f"hub:{tmp_path / 'data'}={tmp_path / 'words.txt'}"]
+    arguments = BenchmarkArguments(entries, label_column="annotation")
+    options = {"split": "train", "do_reduce_labels": True}
+    found = run_benchmarks(tiny_model(), tiny_processor(), arguments, {}.get, tmp_path / "out", **options)
+    assert found[0].counts[:, :-1].sum(axis=0).tolist() == [8, 8]
+    arguments = BenchmarkArguments([f"hub:{tmp_path / 'data'}"])
+    with pytest.raises(ValueError, match="needs its classes"):
+        run_benchmarks(tiny_model(), tiny_processor(), arguments, {}.get, tmp_path / "out")
+
+
+def test_a_prompt_file_replaces_the_words_of_the_benchmark_it_is_named_with(tmp_path):
+    (tmp_path / "prompts.txt").write_text("0:kitten\n1:puppy\n2:grass\n3:sky\n")
+    dataset = make_dataset(tmp_path, 1, name="pascal_voc_20")
+    arguments = BenchmarkArguments([f"pascal_voc_20={tmp_path / 'prompts.txt'}"])
+    found = run_benchmarks(tiny_model(), tiny_processor(), arguments, lambda name: dataset, tmp_path / "out")
+    assert found[0].vocabulary.classes[:2] == (("kitten",), ("puppy",))
+    assert found[0].vocabulary.names == NAMES

@@ -58,6 +58,7 @@ def run_benchmarks(
     command: str = "",
     max_samples: int | None = None,
     num_workers: int = 0,
+    **hub_options: Any,
 ) -> list[Evaluation]:
     """
     Evaluate a model on `arguments.benchmarks` and write the report; call it on every process.
@@ -66,10 +67,14 @@ def run_benchmarks(
         load: A name of the registry (or "folder") -> its data set.
         vocabulary: A vocabulary's name or file: prompts of registry benchmarks, classes of Hub data sets.
         max_samples, num_workers: As for `evaluate_benchmarks`.
+        hub_options: For `HubDataset` (`ignore_index`, `do_reduce_labels`).
     """
     state = process_state()
     predict = ModelPredictor(model.to(state.device), processor)
-    datasets = [_load(entry, arguments, load, vocabulary, split) for entry in arguments.benchmarks or ()]
+    columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
+    hub_options = {**columns, "streaming": arguments.streaming, "split": split, **hub_options}
+    entries = arguments.benchmarks or ()
+    datasets = [_load(entry, load, vocabulary, len(entries) == 1, hub_options) for entry in entries]
     folder = Path(output_dir)
     evaluations = evaluate_benchmarks(
         predict,
@@ -87,16 +92,14 @@ def run_benchmarks(
     return evaluations
 
 
-def _load(entry: str, arguments: BenchmarkArguments, load: Callable, vocabulary: str | None, split: str) -> Any:
+def _load(entry: str, load: Callable, vocabulary: str | None, is_alone: bool, hub_options: dict[str, Any]) -> Any:
     name, _, own = entry.partition("=")
-    is_alone = len(arguments.benchmarks) == 1
     words = own or (vocabulary if is_alone or name not in BENCHMARKS else None)
     words = load_vocabulary(words) if words else None
     if name.startswith(HUB):
         if words is None:
             raise ValueError(f"{name} needs its classes: `{name}=FILE` or `--vocabulary FILE`.")
-        columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
-        return load_hub(name.removeprefix(HUB), split, words, arguments.streaming, **columns)
+        return load_hub(name.removeprefix(HUB), vocabulary=words, **hub_options)
     dataset = load(name)
     if words is None or name not in BENCHMARKS:
         return dataset

@@ -264,8 +264,10 @@ def load_hub(name: str, split: str, vocabulary: Vocabulary, streaming: bool = Fa
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError("Hub data sets need the `datasets` library: pip install maftplus[train]") from error
-    options.setdefault("ignore_index", ignore_value(vocabulary))
-    return HubDataset(name, load_dataset(name, split=split, streaming=streaming), vocabulary, **options)
+    if options.get("ignore_index") is None:
+        options["ignore_index"] = ignore_value(vocabulary)
+    short_name = Path(name).name if Path(name).exists() else name.replace("/", "_")  # reports are files of this name
+    return HubDataset(short_name, load_dataset(name, split=split, streaming=streaming), vocabulary, **options)
 
 
 def ignore_value(vocabulary: Vocabulary) -> int:

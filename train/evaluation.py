@@ -188,16 +188,15 @@ class BenchmarkCounter:
 
     def merged(self, seconds: float) -> Evaluation:
         """Sum of all processes, on every process; collective."""
-        state = process_state()
-        counts = torch.from_numpy(self.evaluation.counts).to(state.device)
-        num_images = torch.tensor(self.evaluation.num_images, device=state.device)
-        examples = gather_object(self.evaluation.examples) if state.num_processes > 1 else self.evaluation.examples
+        examples = self.evaluation.examples
+        if process_state().num_processes > 1:
+            examples = gather_object(examples)
         return Evaluation(
             self.evaluation.benchmark,
             self.task,
             self.vocabulary,
-            reduce(counts, "sum").cpu().numpy(),
-            int(reduce(num_images, "sum")),
+            _sum_over_processes(self.evaluation.counts),
+            int(_sum_over_processes(np.array([self.evaluation.num_images]))[0]),
             seconds,
             _extremes(examples, self.num_examples),
         )
@@ -266,6 +265,13 @@ def _batches(dataset: Any, batch_size: int, num_workers: int, max_samples: int |
     samples = iter(progress)
     while batch := list(islice(samples, batch_size)):
         yield batch
+
+
+def _sum_over_processes(counts: np.ndarray) -> np.ndarray:
+    state = process_state()
+    if state.num_processes == 1:
+        return counts
+    return reduce(torch.from_numpy(counts).to(state.device), "sum").cpu().numpy()
 
 
 def _as_it_is(sample: Sample) -> Sample:

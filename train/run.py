@@ -321,6 +321,8 @@ def _evaluate(
         shlex.join(["train/run.py", *arguments]),
         data_args.max_eval_samples,
         num_workers=args.dataloader_num_workers,
+        ignore_index=data_args.ignore_index,
+        do_reduce_labels=data_args.do_reduce_labels,
     )
     return {f"{e.benchmark}_{name}": value for e in evaluations for name, value in scalar_figures(e.figures).items()}
 
