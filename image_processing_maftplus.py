@@ -24,7 +24,6 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
     ChannelDimension,
     SizeDict,
-    infer_channel_dimension_format,
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs
@@ -404,12 +403,21 @@ def _channels_last(array: np.ndarray, input_data_format: Any) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     else:
-        layout = input_data_format or infer_channel_dimension_format(array, num_channels=(1, 2, 3, 4))
+        layout = input_data_format or _channel_layout(array.shape)
         array = np.moveaxis(array, 0, -1) if layout == ChannelDimension.FIRST else array
     channels = array.shape[-1]
     if channels not in (1, 2, 3, 4):
         raise ValueError(f"`images` must have 1 to 4 channels, got {channels}.")
     return np.broadcast_to(array[..., :1], (*array.shape[:2], 3)) if channels < 3 else array[..., :3]
+
+
+def _channel_layout(shape: tuple[int, ...]) -> ChannelDimension:
+    """Three or four channels are looked for before one or two; if both ends fit, the first, as in transformers."""
+    for counts in ((3, 4), (1, 2)):
+        for axis, layout in ((0, ChannelDimension.FIRST), (-1, ChannelDimension.LAST)):
+            if shape[axis] in counts:
+                return layout
+    raise ValueError(f"`images` must have 1 to 4 channels, first or last, got an array of shape {shape}.")
 
 
 # --- Sizes and pixels ---

@@ -24,6 +24,7 @@ TILE_EDGE = 96
 TILE_NUMBERS = 1 << 21
 BLOCK = 4  # points of the mask grid, down and across, whose candidate classes are found together
 FEW = 32  # up to this many classes the shortest way is the fastest
+LARGEST_LOGIT = 1e4  # infinite logits would turn into NaN when resized
 ROUNDING = 1e-5  # bounds are widened by this much, so that rounding never excludes a winner
 
 
@@ -100,7 +101,7 @@ def read_predictions(outputs, target_sizes, label_ids_to_fuse: Iterable[int] | N
     targets = unpadded if target_sizes is None else _checked_targets(target_sizes, batch)
     stuff = _stuff_classes(outputs, label_ids_to_fuse, batch, num_classes)
     for index in range(batch):
-        masks = mask_logits[index].float()
+        masks = mask_logits[index].float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         axes = [_Axis(*sizes, masks) for sizes in zip(masks.shape[1:], padded[index], unpadded[index], targets[index])]
         yield Prediction(class_logits[index].float().softmax(-1), masks, *axes, stuff[index])
 
@@ -204,8 +205,10 @@ def _candidates(item: Prediction, weights: Tensor) -> Tensor:
         return torch.ones(len(weights), *shape, dtype=torch.bool)
     padded = functional.pad(item.masks[None], [1, BLOCK + 1] * 2, mode="replicate")[0]
     largest, least = (_pool(padded, shape, choose).sigmoid().flatten(1) for choose in (torch.maximum, torch.minimum))
-    best = (weights @ least).amax(0)
-    return (weights @ largest * (1 + ROUNDING) >= best).view(-1, *shape).cpu()
+    pieces = weights.split(max(1, TILE_NUMBERS // least.shape[1]))
+    best = reduce(torch.maximum, ((piece @ least).amax(0) for piece in pieces))
+    can_win = [(piece @ largest * (1 + ROUNDING) >= best).cpu() for piece in pieces]
+    return torch.cat(can_win).view(-1, *shape)
 
 
 def _pool(padded: Tensor, shape: list[int], choose) -> Tensor:
