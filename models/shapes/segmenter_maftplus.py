@@ -1,0 +1,1 @@
+../../segmenter_maftplus.py

@@ -1,0 +1,111 @@
+"""What the shipped model `models/shapes` does with words, on fresh scenes of its world."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
+from maftplus.train.shapes import CLASS_NAMES, CLASSES, STUFF_IDS, scenes
+from maftplus.train.shapes_evaluation import all_names, evaluate
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "models" / "shapes"
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    model = MaftPlusForUniversalSegmentation.from_pretrained(FOLDER).eval()
+    return MaftPlusSegmentationPipeline(model=model, processor=MaftPlusProcessor.from_pretrained(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Ten scenes, and for each the names of what it shows."""
+    found = list(scenes("test", 10, seed=30))
+    return [(scene, {CLASS_NAMES[s["category_id"]] for s in scene.segments_info}) for scene in found]
+
+
+def segment(segmenter, scene, words, subtask="panoptic"):
+    stuff = [word for word in words if word in [CLASS_NAMES[index] for index in STUFF_IDS]]
+    return segmenter(Image.fromarray(scene.image), candidate_labels=words, stuff_labels=stuff, subtask=subtask)
+
+
+def overlap(result, mask):
+    found = np.asarray(result["mask"]) > 0
+    return (found & mask).sum() / (found | mask).sum()
+
+
+def test_the_folder_stays_small_and_computes_in_float32(segmenter):
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8_000_000
+    assert segmenter.model.dtype == torch.float32
+    assert json.loads((FOLDER / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_the_code_beside_the_weights_is_the_package_s():
+    modules = sorted(FOLDER.glob("*.py"))
+    assert modules
+    for path in modules:
+        assert path.read_text() == (REPOSITORY / path.name).read_text(), f"{path.name} has fallen behind"
+
+
+def test_the_stored_vocabulary_names_the_whole_world(segmenter):
+    assert segmenter.model.config.vocabulary == all_names()
+    assert tuple(segmenter.model.config.stuff_ids) == STUFF_IDS
+
+
+def test_it_segments_fresh_scenes(segmenter):
+    figures = evaluate(segmenter.model, segmenter.processor, 30, split="test", seed=31)
+    assert figures["seen"] > 0.6
+    assert figures["unseen"] > 0.5
+    assert figures["pq"] > 0.6
+
+
+def test_words_that_are_not_in_the_picture_leave_it_empty(segmenter, drawn):
+    found = []
+    for scene, present in drawn:
+        absent = [name for name in CLASS_NAMES if name not in present]
+        results = segment(segmenter, scene, absent[::7])
+        found.append(sum((np.asarray(result["mask"]) > 0).mean() for result in results))
+    assert np.mean(found) < 0.05
+    assert np.median(found) < 0.03
+
+
+def test_a_synonym_finds_what_the_first_name_finds(segmenter, drawn):
+    overlaps = []
+    for scene, _ in drawn:
+        thing = next(s for s in scene.segments_info if s["isthing"])
+        mask = scene.segmentation == thing["id"]
+        results = segment(segmenter, scene, [CLASSES[thing["category_id"]].names[-1], "gravel", "grass"])
+        overlaps.append(max((overlap(result, mask) for result in results), default=0))
+    assert np.median(overlaps) > 0.7
+
+
+def test_another_word_for_the_colour_or_the_shape_finds_something_else(segmenter, drawn):
+    hits = {"right": [], "colour": [], "shape": []}
+    for scene, present in drawn:
+        thing = next(s for s in scene.segments_info if s["isthing"])
+        entry, mask = CLASSES[thing["category_id"]], scene.segmentation == thing["id"]
+        others = {
+            "right": entry.names[0],
+            "colour": next(c.names[0] for c in CLASSES if c.shape == entry.shape and c.names[0] not in present),
+            "shape": next(c.names[0] for c in CLASSES if c.colour == entry.colour and c.names[0] not in present),
+        }
+        for key, word in others.items():
+            results = segment(segmenter, scene, [word])
+            hits[key].append(any(overlap(result, mask) > 0.5 for result in results))
+    assert np.mean(hits["right"]) >= 0.7
+    assert np.mean(hits["colour"]) <= 0.2
+    assert np.mean(hits["shape"]) <= 0.3
+
+
+@pytest.mark.parametrize("subtask", ["semantic", "instance", "panoptic"])
+def test_every_kind_of_result_names_what_is_there(segmenter, drawn, subtask):
+    scene, present = drawn[0]
+    labels = {result["label"] for result in segment(segmenter, scene, sorted(present), subtask)}
+    assert labels & present
+    assert labels <= present
