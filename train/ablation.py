@@ -34,10 +34,14 @@ COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: its name and what it sets in the model's configuration; `trains` is off for the start."""
+    """
+    One row of the table: its name, what it sets in the model's configuration and in the recipe; `trains` is off for
+    the common start.
+    """
 
     name: str
     settings: dict = field(default_factory=dict)
+    options: tuple[str, ...] = ()
     trains: bool = True
 
 
@@ -50,6 +54,7 @@ ROWS = (
     Row("control: as long, no mask-aware loss", FROZEN),
     Row("+ mask-aware loss", MASK_AWARE),
     Row("+ compensation", COMPENSATED),
+    Row("+ mask-aware loss, trunk ten times slower", MASK_AWARE, ("--trunk_lr_multiplier", "0.03")),
     Row("+ CDT (true pixels)", CDT),
     Row("+ CDT (released token order)", {**CDT, "cdt_token_order": "released"}),
 )
@@ -63,22 +68,23 @@ def prepare(work: Path, seed: int, base_steps: int, base: Path | None = None) ->
         pretrain(load_recipe(RECIPES / "shapes_clip.yaml", [f"seed={seed}"]), clip)
     if not (small / "config.json").is_file():
         data = export(source / "small_data", 12000, seed, SMALL_LAYOUT)
-        train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip))
+        train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip), dropped=0.0)
     data = export(source / "data", 6000, seed, {})
     if not (start / "config.json").is_file():
-        run_row(FROZEN, start, small, clip, data, seed, base_steps)
+        run_row(Row("start", FROZEN), start, small, clip, data, seed, base_steps)
     return clip, start, data
 
 
-def run_row(settings: dict, output: Path, start: Path, clip: Path, data: Path, seed: int, num_steps: int) -> None:
+def run_row(row: Row, output: Path, start: Path, clip: Path, data: Path, seed: int, num_steps: int) -> None:
     """Trains one row from `start`; the teacher is the CLIP that pre-training gave."""
     options = {
         "model_name_or_path": start,
         "teacher_name_or_path": clip,
-        "model_config": json.dumps(settings),
+        "model_config": json.dumps(row.settings),
         "max_steps": num_steps,
     }
-    train("shapes.yaml", output, data, seed, *(part for k, v in options.items() for part in (f"--{k}", str(v))))
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    train("shapes.yaml", output, data, seed, *arguments, *row.options)
 
 
 def measure(folder: Path, num_scenes: int) -> dict[str, float]:
@@ -100,7 +106,7 @@ def measure_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str
     for index, row in enumerate(ROWS):
         folder = work / f"row_{index}" if row.trains else start
         if row.trains and not (folder / "config.json").is_file():
-            run_row(row.settings, folder, start, clip, data, seed, options.steps)
+            run_row(row, folder, start, clip, data, seed, options.steps)
         table[row.name] = measure(folder, options.num_scenes)
         logger.info("seed %d, %s: %s", seed, row.name, {k: round(v, 3) for k, v in table[row.name].items()})
     return table

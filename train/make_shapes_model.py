@@ -38,7 +38,7 @@ def make(work: Path, seed: int = 0, num_small: int = 12000, num_whole: int = 600
         pretrain(load_recipe(RECIPES / "shapes_clip.yaml", [f"seed={seed}"]), clip)
     if not (small / "config.json").is_file():
         data = export(work / "small_data", num_small, seed, SMALL_LAYOUT)
-        train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip))
+        train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip), dropped=0.0)
     if not (whole / "config.json").is_file():
         data = export(work / "data", num_whole, seed, {})
         paths = ["--model_name_or_path", str(small), "--teacher_name_or_path", str(clip)]
@@ -52,8 +52,8 @@ def export(folder: Path, num_scenes: int, seed: int, layout: dict) -> Path:
     return folder
 
 
-def train(recipe: str, output: Path, data: Path, seed: int, *options: str) -> None:
-    """`train/run.py` with a recipe of this folder on exported scenes, and with `VocabularyDropout`."""
+def train(recipe: str, output: Path, data: Path, seed: int, *options: str, dropped: float = 0.5) -> None:
+    """`train/run.py` with a recipe of this folder on exported scenes; `dropped` is `VocabularyDropout`'s share."""
     paths = {
         "output_dir": output,
         "panoptic_json": data / "panoptic.json",
@@ -67,7 +67,8 @@ def train(recipe: str, output: Path, data: Path, seed: int, *options: str) -> No
     set_seed(args.seed)
     trainer = build_trainer(model_args, data_args, args)
     classes = torch.tensor(trainer.model.config.prompt_class_ids)
-    trainer.data_collator = VocabularyDropout(trainer.data_collator, trainer.model.vocabulary_embeds, classes)
+    words = trainer.model.vocabulary_embeds, classes
+    trainer.data_collator = VocabularyDropout(trainer.data_collator, *words, share=dropped)
     trainer.train()
     trainer.save_model()
 
