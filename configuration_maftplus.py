@@ -208,7 +208,7 @@ class MaftPlusConfig(PreTrainedConfig):
 
     @property
     def has_segmenter(self) -> bool:
-        """Whether the model proposes masks itself: no other proposer, and a ConvNeXt whose maps the segmenter reads."""
+        """Whether the model proposes masks itself: no other proposer, and a ConvNeXt that the segmenter can read."""
         return self.proposer_config is None and self.clip_config.vision_config.model_type == "convnext"
 
     @property
