@@ -90,8 +90,8 @@ class MaftPlusConfig(PreTrainedConfig):
     Args:
         clip_config (`MaftPlusCLIPConfig` or `dict`, *optional*): CLIP that takes masks.
         proposer_config (`PreTrainedConfig` or `dict`, *optional*):
-            A frozen universal-segmentation model of transformers as mask proposer (MAFT). `None`: the built-in segmenter,
-            which reads a ConvNeXt's maps; a ViT without a proposer classifies the masks it is given (`proposal_logits`).
+            A frozen universal-segmentation model of transformers as mask proposer (MAFT). `None`: the built-in
+            segmenter, which reads a ConvNeXt's maps; a ViT without a proposer classifies the masks that it is given.
         proposer_image_mean, proposer_image_std (`list[float]`, *optional*):
             The proposer's own normalisation, in [0, 1] pixel units; the padding stays zero. `None`: ImageNet's.
         use_proposer_void (`bool`, defaults to `True`): Read the void probability from the proposer's last class.
