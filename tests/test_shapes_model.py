@@ -1,6 +1,7 @@
 """What the shipped model `models/shapes` does with words, on fresh scenes of its world."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,13 @@ def test_the_folder_stays_small_and_computes_in_float32(segmenter):
     assert json.loads((FOLDER / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_the_code_beside_the_weights_is_the_package_s():
-    modules = sorted(FOLDER.glob("*.py"))
+def test_the_code_beside_the_weights_is_the_package_s_and_complete():
+    """After a module came or went: `python train/make_shapes_model.py --out models/shapes --only_link`."""
+    modules = {path.stem: path.read_text() for path in FOLDER.glob("*.py")}
     assert modules
-    for path in modules:
-        assert path.read_text() == (REPOSITORY / path.name).read_text(), f"{path.name} has fallen behind"
+    for name, text in modules.items():
+        assert text == (REPOSITORY / f"{name}.py").read_text(), f"{name} has fallen behind"
+        assert set(re.findall(r"^from \.(\w+) import", text, re.MULTILINE)) <= set(modules)
 
 
 def test_the_stored_vocabulary_names_the_whole_world(segmenter):

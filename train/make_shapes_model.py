@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from maftplus.train.vocabulary_dropout import VocabularyDropout
 logger = logging.getLogger("maftplus.train")
 
 RECIPES = Path(__file__).parent / "recipes"
+RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL_LAYOUT = {"size": 64, "num_things": (1, 2), "num_regions": (1, 2)}
 
@@ -91,10 +93,20 @@ def publish(trained: Path, out: Path) -> None:
 
 
 def link_code(folder: Path) -> None:
-    """Turns the modules that `save_pretrained` copied into links to the repository, so that they never fall behind."""
+    """Puts links to the repository's modules beside the weights, not copies, so that they never fall behind."""
     for path in folder.glob("*.py"):
         path.unlink()
-        path.symlink_to(os.path.relpath(REPOSITORY / path.name, folder.resolve()))
+    for name in _modules(["modeling_maftplus", "processing_maftplus", "image_processing_maftplus"]):
+        (folder / f"{name}.py").symlink_to(os.path.relpath(REPOSITORY / f"{name}.py", folder.resolve()))
+
+
+def _modules(entries: list[str]) -> list[str]:
+    """These modules of the repository and all that they import from beside them."""
+    found = list(entries)
+    for name in found:  # grows while it is read
+        text = (REPOSITORY / f"{name}.py").read_text()
+        found += [other for other in RELATIVE_IMPORT.findall(text) if other not in found]
+    return sorted(set(found))
 
 
 def _in_float32(config: dict) -> dict:
@@ -114,12 +126,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/shapes_model"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--link_code", action="store_true", help="Code as links into this repository, not as copies.")
+    parser.add_argument("--only_link", action="store_true", help="Nothing but that: after a module came or went.")
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.num_threads)
-    publish(make(options.work, options.seed), options.out)
-    if options.link_code:
+    if not options.only_link:
+        publish(make(options.work, options.seed), options.out)
+    if options.link_code or options.only_link:
         link_code(options.out)
 
 
