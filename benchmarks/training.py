@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python benchmarks/training.py --images 2 --side 512
 
 Trunk: a step of a small MAFT+ as it is, and with the second pass that the released code makes for the segmenter's
-detached features. Set criterion: one prediction, forward and backward, with the same number of points. Soft IoU (of the
+detached features. Set criterion: one prediction, forward and backward, as many points. Soft IoU (of the
 mask-aware loss): all queries and objects at label size, by the transposed resizing and by resizing every mask.
 Medians; ratios matter, not seconds.
 """
