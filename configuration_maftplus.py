@@ -103,7 +103,7 @@ class MaftPlusConfig(PreTrainedConfig):
         num_queries, hidden_dim, num_attention_heads, num_points (`int`):
             Segmenter: mask queries, width, heads, sampling points a head and level.
         encoder_layers, encoder_feedforward_dim (`int`): Pixel decoder.
-        decoder_layers, dim_feedforward (`int`): Masked-attention decoder; the prediction on the queries is not counted.
+        decoder_layers, dim_feedforward (`int`): Masked-attention decoder; the prediction on queries is not counted.
         cdt_form (`str`, defaults to `"semantic"`):
             Content-Dependent Transfer: `"off"`, `"semantic"` (`LayerNorm(t + Linear(attn))`) or
             `"panoptic"` (`t + LayerNorm(Linear(attn))`).
@@ -200,7 +200,7 @@ class MaftPlusConfig(PreTrainedConfig):
         default = {index: f"LABEL_{index}" for index in range(2)}  # what transformers puts where nothing was said
         if self.id2label not in (None, default, names):
             raise ValueError(
-                f"`id2label` ({len(self.id2label)} labels) contradicts the stored `vocabulary` ({len(names)} classes). "
+                f"`id2label` ({len(self.id2label)} labels) contradicts `vocabulary` ({len(names)} classes). "
                 "Change the words with `model.set_vocabulary(processor, names)`, which keeps both in step."
             )
         self.id2label = names
