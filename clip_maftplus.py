@@ -478,9 +478,10 @@ def _resize_masks(masks: Tensor, size: tuple[int, int], as_logits: bool = False)
         return torch.zeros(*masks.shape[:2], *size, device=masks.device)
     # A float32 copy of a thousand large bool masks would take gigabytes; a compiled graph never holds it.
     is_costly = masks.dtype != torch.float32 and not torch.compiler.is_compiling()
-    parts = masks.detach().split(MASKS_AT_ONCE, dim=1) if is_costly else [masks.detach()]
+    images = masks.detach().flatten(0, 1)[:, None]  # one channel each: ten times faster on a CPU than Q channels
+    parts = images.split(MASKS_AT_ONCE) if is_costly else [images]
     resized = [F.interpolate(_as_values(part, as_logits), size=size, mode="bilinear") for part in parts]
-    return torch.cat(resized, dim=1) if is_costly else resized[0]
+    return torch.cat(resized).view(*masks.shape[:2], *size)
 
 
 def _as_values(masks: Tensor, as_logits: bool) -> Tensor:
