@@ -10,6 +10,7 @@ on. Horse and mountain are left out, as usual with this data set; face and body 
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,9 @@ def train(arguments: argparse.Namespace, classes: list[str], vectors: np.ndarray
     }
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     model_args, data_args, args = parse_arguments([arguments.recipe, "--do_train", *given])
-    model_args.model_config["clip_config"]["projection_dim"] = vectors.shape[1]
+    width = vectors.shape[1]
+    scale = math.log(16 / width**0.5)  # refined class rows are sqrt(width) long; a larger scale saturates the softmax
+    model_args.model_config["clip_config"].update(projection_dim=width, logit_scale_init_value=scale)
     trainer = build_trainer(model_args, data_args, args)
     trainer.train()
     return trainer.model.eval(), trainer.processing_class.image_processor

@@ -47,7 +47,7 @@ class CountedEvaluation:
         ignore_index: Value of unlabelled pixels in semantic maps.
         stuff: Classes that are stuff.
         seen: Classes of training, for seen and unseen figures.
-        do_compare_scores: Also count the segmenter's own class scores (`in_vocabulary_mean_iou`), beside CLIP's.
+        do_compare_scores: Also count by the segmenter's own class scores (`in_vocabulary_...`), beside CLIP's.
     """
 
     image_processor: Any
@@ -61,12 +61,13 @@ class CountedEvaluation:
     _num_samples: int = field(default=0, init=False, repr=False)
 
     def rows(self, outputs: Any, references: Sequence[dict[str, Any]]) -> Tensor:
-        """(B, R) float64: the confusion matrix, that of the segmenter's scores, the panoptic counts, as asked for."""
+        """(B, R) float64: confusion matrices, then panoptic counts; by CLIP's scores, then by the segmenter's."""
         pieces = [self._matrices(outputs, references)]
         if self.do_compare_scores:
             pieces.append(self._matrices(_with_own_scores(outputs), references))
         if self.task == "panoptic":
-            pieces.append(self._panoptic_counts(outputs, references))
+            kinds = [outputs, _with_own_scores(outputs)] if self.do_compare_scores else [outputs]
+            pieces += [self._panoptic_counts(kind, references) for kind in kinds]
         rows = np.concatenate([piece.reshape(len(references), -1) for piece in pieces], axis=1)
         return torch.from_numpy(rows.astype(np.float64))
 
@@ -116,16 +117,17 @@ class CountedEvaluation:
         )
 
     def _figures(self, counts: np.ndarray) -> dict[str, float]:
-        side = self.num_labels + 1
-        matrices = counts[: side**2 * (1 + self.do_compare_scores)].reshape(-1, side, side)
+        prefixes = ("", "in_vocabulary_")[: 1 + self.do_compare_scores]
+        side, figures = self.num_labels + 1, {}
+        matrices = counts[: side**2 * len(prefixes)].reshape(-1, side, side)
         keys = SEMANTIC_KEYS if self.seen is None else SEMANTIC_KEYS + SEEN_KEYS
-        figures = {}
-        for prefix, matrix in zip(("", "in_vocabulary_"), matrices):
+        for prefix, matrix in zip(prefixes, matrices):
             found = semantic_figures(matrix, self.seen)
             figures.update({prefix + key: float(found[key]) for key in keys if key in found})
         if self.task == "panoptic":
-            found = panoptic_figures(counts[-4 * self.num_labels :].reshape(-1, 4), self.stuff)
-            figures.update({key: float(found[key]) for key in PANOPTIC_KEYS})
+            for prefix, table in zip(prefixes, counts[matrices.size :].reshape(-1, self.num_labels, 4)):
+                found = panoptic_figures(table, self.stuff)
+                figures.update({prefix + key: float(found[key]) for key in PANOPTIC_KEYS})
         return figures
 
 
