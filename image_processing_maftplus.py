@@ -32,6 +32,7 @@ from .postprocessing_maftplus import (
     draw_instances,
     drop_empty,
     find_instances,
+    in_float32,
     instance_infos,
     panoptic_segments,
     read_predictions,
@@ -157,6 +158,7 @@ class MaftPlusImageProcessorMixin:
         device = kwargs.get("device")
         return features if device is None else features.to(device)
 
+    @in_float32
     def post_process_semantic_segmentation(
         self, outputs, target_sizes=None, return_segmentation_scores: bool = False
     ) -> list:
@@ -187,6 +189,7 @@ class MaftPlusImageProcessorMixin:
                 results.append(semantic_map(item, self.semantic_resize))
         return results
 
+    @in_float32
     def post_process_panoptic_segmentation(
         self,
         outputs,
@@ -222,6 +225,7 @@ class MaftPlusImageProcessorMixin:
             results.append(dict(zip(("segmentation", "segments_info"), segments)))
         return results
 
+    @in_float32
     def post_process_instance_segmentation(
         self,
         outputs,

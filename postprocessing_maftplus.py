@@ -10,8 +10,8 @@ Shapes: B images, Q queries, K classes (+1 = void, last), N objects of one image
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import reduce, wraps
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.nn import functional
 TILE_EDGE = 96
 TILE_NUMBERS = 1 << 21
 BLOCK = 4  # points of the mask grid, down and across, whose candidate classes are found together
-FEW = 32  # up to this many classes the shortest way is the fastest
+FEW_CLASSES = 32  # up to this many, resizing their maps whole is the fastest
 LARGEST_LOGIT = 1e4  # infinite logits would turn into NaN when resized
 ROUNDING = 1e-5  # bounds are widened by this much, so that rounding never excludes a winner
 
@@ -89,6 +89,18 @@ def _matrix(low: Tensor, high: Tensor, fraction: Tensor, old: int) -> Tensor:
     matrix[index, low] += 1 - fraction
     matrix[index, high] += fraction
     return matrix
+
+
+def in_float32(post_process):
+    """A method (self, outputs, ...) without gradients and, under autocast, not in half precision: edges would move."""
+
+    @wraps(post_process)
+    def method(self, outputs, *args, **kwargs):
+        device = outputs.masks_queries_logits.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return post_process(self, outputs, *args, **kwargs)
+
+    return method
 
 
 def read_predictions(outputs, target_sizes, label_ids_to_fuse: Iterable[int] | None = None) -> Iterator[Prediction]:
@@ -228,7 +240,7 @@ def _best_by_mask_logits(item: Prediction, weights: Tensor, rows: slice, columns
 def _best_by_class_maps(item: Prediction, weights: Tensor, rows: slice, columns: slice) -> Tensor:
     """Class scores at the unpadded input, then resized; for many classes only where that can matter."""
     masks = _input_masks(item, rows, columns)
-    if len(weights) > FEW:
+    if len(weights) > FEW_CLASSES:
         return _best_between(weights, masks, *_corners(item, rows, columns))
     y, x = item.rows.input_span(rows), item.columns.input_span(columns)
     class_maps = (weights @ masks.flatten(1)).view(-1, *masks.shape[1:])
@@ -313,11 +325,11 @@ def panoptic_segments(item: Prediction, threshold: float, mask_threshold: float,
     """(segmentation (height, width) int32, segments_info)."""
     scores, labels = item.probabilities.max(-1)
     kept = (labels != item.probabilities.shape[-1] - 1) & (scores > threshold)
-    item.masks, scores, labels = item.masks[kept], scores[kept], labels[kept]
+    item, scores, labels = replace(item, masks=item.masks[kept]), scores[kept], labels[kept]
     if not len(scores):
         return torch.zeros(item.target_size, dtype=torch.int32, device=item.masks.device), []
     winners, won, shown, areas = _compete(item, scores, mask_threshold)
-    valid = (shown > 0) & (won / areas.clamp(min=1) >= overlap_threshold)
+    valid = (shown > 0) & (won.double() / areas.clamp(min=1) >= overlap_threshold)
     ids, infos = _number_segments(valid.tolist(), labels.tolist(), scores.tolist(), item.is_stuff)
     table = torch.tensor([*ids, 0], dtype=torch.int32, device=winners.device)
     return table[winners], infos
@@ -342,7 +354,7 @@ def _compete(item: Prediction, scores: Tensor, mask_threshold: float):
         areas += (~has_edge & (low >= least_logit)) * (rows.stop - rows.start) * (columns.stop - columns.start)
         queries = (can_win | has_edge).nonzero()[:, 0]
         logits = target_logits(item, rows, columns, queries)
-        areas += torch.zeros_like(areas).index_add_(0, queries, _count(logits >= least_logit)) * has_edge
+        areas[queries] += _count(logits >= least_logit) * has_edge[queries]
         queries, logits = queries[can_win[queries]], logits[can_win[queries]]
         winner = _first_largest(logits.sigmoid().mul_(scores[queries].view(-1, 1, 1)))
         is_shown = logits.gather(0, winner[None])[0] >= least_logit
@@ -419,8 +431,7 @@ def find_instances(item: Prediction, threshold: float, mask_threshold: float, to
     queries, labels = pairs // classes.shape[1], pairs % classes.shape[1]
     kept = ~is_stuff[labels] & (scores >= threshold)  # the mask's share of a score is at most 1
     queries, rows = queries[kept].unique(return_inverse=True)
-    item.masks = item.masks[queries]
-    masks, totals, areas = _binary_masks(item, mask_threshold)
+    masks, totals, areas = _binary_masks(replace(item, masks=item.masks[queries]), mask_threshold)
     quality = totals / (areas + 1e-6)
     return Instances(scores[kept] * quality[rows], labels[kept], areas[rows], rows, masks)
 
@@ -485,6 +496,7 @@ __all__ = [
     "draw_instances",
     "drop_empty",
     "find_instances",
+    "in_float32",
     "instance_infos",
     "panoptic_segments",
     "read_predictions",

@@ -149,6 +149,16 @@ def test_bfloat16_outputs_are_accepted():
     assert PROCESSOR.post_process_panoptic_segmentation(outputs)[0]["segmentation"].dtype == torch.int32
 
 
+def test_autocast_and_gradients_do_not_reach_the_results():
+    outputs, target = random_outputs(60), (90, 100)
+    outputs.masks_queries_logits.requires_grad_()
+    expected = PROCESSOR.post_process_semantic_segmentation(outputs, [target], return_segmentation_scores=True)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = PROCESSOR.post_process_semantic_segmentation(outputs, [target], return_segmentation_scores=True)[0]
+    assert_close(ours.segmentation_scores, expected.segmentation_scores)
+    assert not ours.segmentation_scores.requires_grad
+
+
 def test_infinite_mask_logits_are_full_and_empty_masks():
     outputs = boxes((0, 0, 8, 4), (0, 4, 8, 8), class_logits=certain(3, [2, 1]))
     outputs.masks_queries_logits = outputs.masks_queries_logits * float("inf")
