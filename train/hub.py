@@ -22,7 +22,6 @@ def push_folder(folder: Path, repository: str) -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "", "false"):
         return _write_manifest(folder, repository, files, "HF_HUB_OFFLINE is set")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         api = HfApi()
@@ -30,7 +29,7 @@ def push_folder(folder: Path, repository: str) -> bool:
         api.upload_folder(
             repo_id=url.repo_id, folder_path=folder, allow_patterns=[str(path.relative_to(folder)) for path in files]
         )
-    except (HfHubHTTPError, OSError) as error:  # httpx's connection errors become OSError or HfHubHTTPError
+    except Exception as error:  # each version of the client raises its transport's own errors; nothing is lost here
         return _write_manifest(folder, repository, files, f"{type(error).__name__}: {error}")
     logger.info("Pushed %d files to %s.", len(files), url)
     return True
@@ -43,7 +42,9 @@ def files_to_push(folder: Path) -> list[Path]:
 
 
 def _fits(path: Path, pattern: str) -> bool:
-    return path.match(pattern) or Path(path.parts[0]).match(pattern.split("/")[0]) and len(path.parts) > 1
+    """Whether a relative path is the pattern's file, or lies below its folder."""
+    is_below = len(path.parts) > 1 and Path(path.parts[0]).match(pattern.split("/")[0])
+    return is_below or path.match(pattern)
 
 
 def _write_manifest(folder: Path, repository: str, files: list[Path], reason: str) -> bool:
