@@ -224,7 +224,7 @@ class MaftPlusTrainer(Trainer):
             names = sorted(self._loss_sums)
             means = torch.stack([self._loss_sums[name] for name in names]) / self._num_summed
             means = self.accelerator.reduce(means, reduction="mean")
-            logs.update(zip(names, (round(value, 6) for value in means.tolist())))
+            logs.update(zip(names, means.tolist()))
             self._loss_sums, self._num_summed = {}, 0
         super().log(logs, start_time)
 
