@@ -1,7 +1,7 @@
 """Released checkpoints and CLIP weights -> folders that `from_pretrained` loads: `maftplus convert SOURCE OUT`.
 
 Sources: released MAFT+ (arXiv 2408.00744), FC-CLIP (arXiv 2308.02487), MAFT (arXiv 2310.00240), OpenCLIP, OpenAI CLIP.
-Names live in `rename_maftplus.py`, sizes and settings in `released_maftplus.py`, files in `checkpoint_maftplus.py`.
+Names live in `conversion/rename.py`, sizes in `conversion/released.py`, files in `conversion/checkpoint.py`.
 Every tensor is renamed, cut or transposed, none is computed: the converted model gives the original's numbers.
 """
 
@@ -26,7 +26,8 @@ from transformers import (
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
-from .checkpoint_maftplus import (
+from .clip_maftplus import MaftPlusCLIPModel
+from .conversion.checkpoint import (
     CheckpointError,
     find_weights,
     new_folder,
@@ -34,13 +35,9 @@ from .checkpoint_maftplus import (
     require_space,
     write_safetensors,
 )
-from .clip_maftplus import MaftPlusCLIPModel
-from .image_processing_maftplus import MaftPlusImageProcessorPil
-from .model_card_maftplus import model_card
-from .modeling_maftplus import MaftPlusForUniversalSegmentation
-from .processing_maftplus import MaftPlusProcessor
-from .released_maftplus import TABLE_OF, detect_kind, infer_config, infer_task, main_settings, variant_name
-from .rename_maftplus import (
+from .conversion.model_card import model_card
+from .conversion.released import TABLE_OF, detect_kind, infer_config, infer_task, main_settings, variant_name
+from .conversion.rename import (
     convert_maft_model_state,
     convert_maft_state,
     convert_maftplus_state,
@@ -52,7 +49,10 @@ from .rename_maftplus import (
     renamed,
     teacher_state,
 )
-from .tokenizer_maftplus import clip_tokenizer_from_bpe
+from .conversion.tokenizer import clip_tokenizer_from_bpe
+from .image_processing_maftplus import MaftPlusImageProcessorPil
+from .modeling_maftplus import MaftPlusForUniversalSegmentation
+from .processing_maftplus import MaftPlusProcessor
 
 logger = logging.get_logger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from reference_tools import Comparison, compare, load_arrays, recorded_weight
 
 from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.conversion.rename import convert_state
 from maftplus.modeling_maftplus import ContentDependentTransfer, classification_logits
-from maftplus.rename_maftplus import convert_state
 from maftplus.segmenter_maftplus import multi_scale_deformable_attention, pool_masks, sine_position_embedding
 
 RELATIVE = 1e-4

@@ -8,7 +8,7 @@ from reference_tools import Comparison, compare, compare_equal, load_arrays, ori
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
-from maftplus.rename_maftplus import convert_state
+from maftplus.conversion.rename import convert_state
 
 TOLERANCE = 1e-4  # of a tensor's largest value
 

@@ -15,9 +15,9 @@ from PIL import Image
 from reference_tools import Comparison, compare, load_arrays, original_state, sibling
 
 from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.conversion.rename import convert_maft_model_state
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, class_log_probabilities, classification_logits
-from maftplus.rename_maftplus import convert_maft_model_state
 
 CLASS_LOGITS, SEMANTIC, RELATIVE, MARGIN = 1e-4, 3e-4, 1e-4, 1e-7
 STRETCHED = 480  # whatever the size that the position embeddings were trained for

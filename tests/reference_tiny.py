@@ -13,9 +13,9 @@ from reference_postprocess import compare_instances, compare_panoptic
 from reference_tools import Comparison, compare, load_arrays, original_state, sibling
 
 from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.conversion.rename import convert_maftplus_state
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.rename_maftplus import convert_maftplus_state
 
 TRUNK, MULTI_SCALE, MASK_LOGITS, CLASS_LOGITS, SEMANTIC, RELATIVE = 1e-5, 2e-5, 1e-4, 1e-4, 3e-4, 1e-4
 

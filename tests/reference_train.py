@@ -16,9 +16,9 @@ from reference_tools import Comparison, compare, compare_equal, load_arrays, ori
 from text_tools import load_tokenizer
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
+from maftplus.conversion.rename import renamed, teacher_state
 from maftplus.loss_maftplus import GivenPoints, mask_aware_loss, match, prepare_targets, segmentation_losses
 from maftplus.processing_maftplus import build_prompts, parse_classes
-from maftplus.rename_maftplus import renamed, teacher_state
 from maftplus.train.losses import compensation_loss, distillation_loss
 from maftplus.train.trainer import classify_images, freeze_all_but_trainable, trainable_parameters
 

@@ -28,16 +28,16 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from maftplus.checkpoint_maftplus import CheckpointError, read_state, write_safetensors
 from maftplus.cli_maftplus import app
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.conversion.checkpoint import CheckpointError, read_state, write_safetensors
+from maftplus.conversion.model_card import model_card
+from maftplus.conversion.released import detect_kind, infer_task
+from maftplus.conversion.rename import convert_maftplus_state, convert_open_clip_state, convert_state, renamed
 from maftplus.convert_maftplus_checkpoint import convert, inspect_checkpoint, plan_conversion, plan_teacher
 from maftplus.convert_maftplus_checkpoint import load_tokenizer as tokenizer_from
-from maftplus.model_card_maftplus import model_card
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.released_maftplus import detect_kind, infer_task
-from maftplus.rename_maftplus import convert_maftplus_state, convert_open_clip_state, convert_state, renamed
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KEYS = FIXTURES / "keys"

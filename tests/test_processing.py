@@ -9,6 +9,7 @@ from PIL import Image
 from reference_text import check_text
 from text_tools import RECORDED, load_tokenizer
 
+from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.processing_maftplus import (
     VILD_TEMPLATES,
@@ -18,7 +19,6 @@ from maftplus.processing_maftplus import (
     open_picture,
     parse_classes,
 )
-from maftplus.tokenizer_maftplus import clip_tokenizer_from_bpe
 
 
 @pytest.fixture(scope="module")

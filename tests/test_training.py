@@ -22,8 +22,8 @@ from training_tools import (
 from transformers import Mask2FormerConfig, SwinConfig, get_scheduler
 
 from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.conversion.rename import renamed
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.rename_maftplus import renamed
 from maftplus.train.trainer import (
     MaftPlusTrainingArguments,
     NonFiniteLossError,

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from maftplus.tokenizer_maftplus import (
+from maftplus.conversion.tokenizer import (
     END,
     NUM_MERGES,
     START,
@@ -20,7 +20,7 @@ from maftplus.tokenizer_maftplus import (
     byte_tokens,
     clip_tokenizer_from_bpe,
 )
-from maftplus.tokenizer_maftplus import read_merges as read_all_merges
+from maftplus.conversion.tokenizer import read_merges as read_all_merges
 
 EXCERPT = Path(__file__).parent / "clip_merges.txt"
 RECORDED = Path(__file__).parent / "fixtures" / "text" / "text.json"

@@ -32,8 +32,8 @@ from transformers import CLIPTokenizer
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+from maftplus.conversion.tokenizer import build_clip_tokenizer, byte_tokens
 from maftplus.processing_maftplus import VILD_TEMPLATES
-from maftplus.tokenizer_maftplus import build_clip_tokenizer, byte_tokens
 from maftplus.train.shapes import CLASSES, Caption, caption_scene, class_ids, scenes
 
 logger = logging.getLogger(__name__)

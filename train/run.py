@@ -28,10 +28,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.conversion.tokenizer import END, START, build_clip_tokenizer, byte_tokens
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor
-from maftplus.tokenizer_maftplus import END, START, build_clip_tokenizer, byte_tokens
 from maftplus.train.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
 from maftplus.train.benchmarking import BenchmarkArguments, run_benchmarks
 from maftplus.train.card import write_card

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .checkpoint_maftplus import CheckpointError
-from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
-from .rename_maftplus import convert_state
+from ..configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from .checkpoint import CheckpointError
+from .rename import convert_state
 
 logger = logging.get_logger(__name__)
 
