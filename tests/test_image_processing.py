@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17's top level wants torchvision
 
 from maftplus.image_processing_maftplus import (
     MaftPlusImageProcessor,
