@@ -68,14 +68,29 @@ def test_it_segments_fresh_scenes(segmenter):
     assert figures["pq"] > 0.6
 
 
+def covered(segmenter, scene, words):
+    """Share of the picture that segments of `words` cover."""
+    return sum((np.asarray(result["mask"]) > 0).mean() for result in segment(segmenter, scene, words))
+
+
+def absent_things(scene, shares_a_colour):
+    """Things that a scene does not show, with a colour that it shows or with none of its colours."""
+    present = {s["category_id"] for s in scene.segments_info}
+    colours = {CLASSES[index].colour for index in present}
+    absent = [entry for i, entry in enumerate(CLASSES) if entry.isthing and i not in present]
+    return [entry.names[0] for entry in absent if (entry.colour in colours) == shares_a_colour][::2]
+
+
 def test_words_that_are_not_in_the_picture_leave_it_empty(segmenter, drawn):
-    found = []
-    for scene, present in drawn:
-        absent = [name for name in CLASS_NAMES if name not in present]
-        results = segment(segmenter, scene, absent[::7])
-        found.append(sum((np.asarray(result["mask"]) > 0).mean() for result in results))
-    assert np.mean(found) < 0.05
-    assert np.median(found) < 0.03
+    found = [covered(segmenter, scene, absent_things(scene, shares_a_colour=False)) for scene, _ in drawn]
+    assert np.mean(found) < 0.03
+    assert np.median(found) == 0
+
+
+def test_absent_words_that_nearly_fit_take_little_of_the_picture(segmenter, drawn):
+    """The model's weak spot: of several absent shapes in a colour that is there, it may take one (see its card)."""
+    found = [covered(segmenter, scene, absent_things(scene, shares_a_colour=True)[:4]) for scene, _ in drawn]
+    assert np.mean(found) < 0.08
 
 
 def test_a_synonym_finds_what_the_first_name_finds(segmenter, drawn):
