@@ -1,10 +1,10 @@
-"""The whole chain of the shapes model in one command: captions, CLIP, proposals, MAFT+, vocabulary, half precision.
+"""The whole chain of the shapes model in one command: captions, CLIP, proposals, MAFT+, words, half precision.
 
     python train/make_shapes_model.py --out models/shapes --link_code [--work runs/shapes_model] [--seed 0]
     python train/shapes_evaluation.py models/shapes
 
 Steps that have already left their result in `--work` are not repeated. Numbers of steps are fixed in the recipes
-(`train/recipes/shapes_clip.yaml`, `shapes_small.yaml`, `shapes.yaml`), not minutes.
+(`train/recipes/shapes_clip.yaml`, `shapes_small.yaml`, `shapes.yaml`, `shapes_words.yaml`), not minutes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SMALL_LAYOUT = {"size": 64, "num_things": (1, 2), "num_regions": (1, 2)}
 
 def make(work: Path, seed: int = 0, num_small: int = 12000, num_whole: int = 6000) -> Path:
     """Everything up to the trained model, whose folder is returned; `seed` drives scenes, weights and order."""
-    clip, small, whole = work / "clip", work / "small", work / "maftplus"
+    clip, small, whole, words = (work / name for name in ("clip", "small", "maftplus", "words"))
     if not (clip / "config.json").is_file():
         pretrain(load_recipe(RECIPES / "shapes_clip.yaml", [f"seed={seed}"]), clip)
     if not (small / "config.json").is_file():
@@ -45,7 +45,10 @@ def make(work: Path, seed: int = 0, num_small: int = 12000, num_whole: int = 600
         data = export(work / "data", num_whole, seed, {})
         paths = ["--model_name_or_path", str(small), "--teacher_name_or_path", str(clip)]
         train("shapes.yaml", whole, data, seed, *paths)
-    return whole
+    if not (words / "config.json").is_file():
+        data = export(work / "data", num_whole, seed, {})
+        train("shapes_words.yaml", words, data, seed + 7, "--model_name_or_path", str(whole), dropped=0.8)
+    return words
 
 
 def export(folder: Path, num_scenes: int, seed: int, layout: dict) -> Path:
