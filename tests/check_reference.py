@@ -3,7 +3,8 @@
 FOLDER is laid out like the reference data (`tiny/`, `functions/`, `postprocess/`, `text/`, `losses/`, `metrics/`,
 `maft_v1/`); any file-name prefix, configuration and seed. One line a golden with the largest difference of each
 recorded tensor against its tolerance; the last line counts files and tensors and gives the worst ratio. The exit
-code is 1 if a tolerance is exceeded, nothing was found, or an unknown file lies there.
+code is 1 if a tolerance is exceeded, a golden gave nothing to compare, nothing was found, or an
+unknown file lies there.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def main() -> int:
 
 def check_folder(folder: Path, only: str = "*") -> int:
     """Check every golden below `folder`, print the lines, return the exit code."""
-    comparisons, files, unknown = [], 0, []
+    comparisons, files, empty, unknown = [], 0, [], []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         reason = _first_match(OUT_OF_SCOPE, name)
@@ -68,6 +69,7 @@ def check_folder(folder: Path, only: str = "*") -> int:
             found = _run(target, path)
             files += found is not None
             comparisons += found or []
+            empty += [name] if found == [] else []
             print(_line(name, found), flush=True)
         elif reason:
             print(f"not covered  {name}: {reason}")
@@ -79,7 +81,7 @@ def check_folder(folder: Path, only: str = "*") -> int:
         print("nothing was checked")
         return 1
     print(f"{files} files, {len(comparisons)} tensors, worst ratio {worst.ratio:.3g} ({worst.name})")
-    return int(worst.ratio > 1 or bool(unknown))
+    return int(worst.ratio > 1 or bool(empty) or bool(unknown))
 
 
 def _first_match(table: dict[str, str], name: str) -> str | None:

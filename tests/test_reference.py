@@ -2,7 +2,9 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import check_reference
 import pytest
 from check_reference import CHECKS, check_folder
 from reference_tools import Comparison, compare
@@ -25,6 +27,18 @@ def test_an_unknown_file_fails_the_check(tmp_path, capsys):
 def test_an_empty_folder_fails_the_check(tmp_path, capsys):
     assert check_folder(tmp_path) == 1
     assert "nothing was checked" in capsys.readouterr().out
+
+
+def test_a_golden_that_gives_nothing_to_compare_fails_the_check(tmp_path, capsys, monkeypatch):
+    shutil.copytree(FIXTURES / "functions", tmp_path / "functions")
+    (tmp_path / "functions" / "nothing.npz").touch()
+    stand_in = SimpleNamespace(check=lambda path: [] if path.stem == "nothing" else [Comparison("x", 0.0, 1.0)])
+    monkeypatch.setattr(check_reference.importlib, "import_module", lambda name: stand_in)
+    monkeypatch.setattr(check_reference, "CHECKS", {"functions/*.npz": "reference_functions:check"})
+    assert check_folder(tmp_path) == 1
+    assert "nothing compared" in capsys.readouterr().out
+    (tmp_path / "functions" / "nothing.npz").unlink()
+    assert check_folder(tmp_path) == 0
 
 
 def test_a_difference_over_the_tolerance_fails():
