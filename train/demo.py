@@ -9,13 +9,13 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from transformers import pipeline
 
+from maftplus.cli_maftplus import print_table
 from maftplus.train.shapes import CLASSES, KINDS, Scene, scenes
 from maftplus.train.shapes_evaluation import evaluate, format_table
-from maftplus.visualization_maftplus import overlay_image, segments_from_pipeline
+from maftplus.visualization_maftplus import segments_from_pipeline, write_results
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"
 DEMO_SEED = 20  # of the demo's scenes; they belong to the test split, which no choice has seen
@@ -38,22 +38,22 @@ def words_for(scene: Scene) -> tuple[list[str], list[str]]:
 
 
 def show_scene(segmenter, out: Path) -> None:
-    """One scene, asked for in words: `scene.png`, `overlay.png` and a line a segment."""
+    """One scene, asked for in words: `scene.png`, the results that `maftplus segment` writes, and their table."""
     scene = find_scene()
     words, stuff = words_for(scene)
     kinds = {name: entry.kind for entry in CLASSES for name in entry.names}
     print("Asked for:", ", ".join(f"{word} ({kinds[word]})" if word not in stuff else word for word in words))
-    picture = Image.fromarray(scene.image)
-    results = segmenter(picture, candidate_labels=words, stuff_labels=stuff, subtask="panoptic")
-    for result in sorted(results, key=lambda one: -one["score"]):
-        share = np.mean(np.asarray(result["mask"]) > 0)
-        print(f"  {result['label']:<16} score {result['score']:.2f}   {share:6.1%} of the picture")
-    missing = [word for word in words if word not in {result["label"] for result in results}]
+    picture, path = Image.fromarray(scene.image), out / "scene.png"
+    picture.save(path)
+    options = {"candidate_labels": words, "stuff_labels": stuff, "subtask": "panoptic"}
+    classes, stuff_ids = segmenter.classes_and_stuff(words, stuff)
+    segments = segments_from_pipeline(segmenter(picture, **options), stuff_ids)
+    about = {"image": str(path), "task": options["subtask"], "labels": classes}
+    written = write_results(path.with_suffix(""), picture, segments, about)
+    print_table(path, segments, written["overlay"])
+    missing = [word for word in words if word not in {segment.label for segment in segments}]
     print("Not found:", ", ".join(missing) or "nothing")
-    picture.resize((512, 512), Image.Resampling.BICUBIC).save(out / "scene.png")
-    stuff_ids = [index for index, word in enumerate(words) if word in stuff]
-    overlay_image(picture, segments_from_pipeline(results, stuff_ids)).save(out / "overlay.png")
-    print(f"Wrote {out / 'scene.png'} and {out / 'overlay.png'}\n")
+    print(f"Wrote {', '.join(map(str, [path, *written.values()]))}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
