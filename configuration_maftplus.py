@@ -122,6 +122,7 @@ class MaftPlusConfig(PreTrainedConfig):
         train_num_points, oversample_ratio, importance_sample_ratio: Point sampling of the mask losses.
         use_auxiliary_loss (`bool`, defaults to `True`): Deep supervision on every prediction.
         loss_padding (`str`, defaults to `"released"`): `"released"` (padding counts as background) or `"ignored"`.
+        initializer_range (`float`, defaults to 0.02): Deviation of freshly initialised Linear and Embedding weights.
 
     Raises:
         ValueError: if a value or a combination of values is impossible; the message names the argument.
@@ -170,16 +171,32 @@ class MaftPlusConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any):
+        if kwargs.get("model_type", self.model_type) != self.model_type:
+            raise ValueError(
+                f"This folder holds a {kwargs['model_type']!r} model, not a {self.model_type!r} one. A CLIP that "
+                "takes masks loads with `MaftPlusCLIPModel` or `AutoModel`."
+            )
         self.clip_config = _as_clip_config(self.clip_config)
-        if isinstance(self.proposer_config, dict):
-            self.proposer_config = AutoConfig.for_model(**self.proposer_config)
-        _check_choices(self)
-        _check_segmenter(self)
+        self.proposer_config = _as_proposer_config(self.proposer_config)
         kwargs["auto_map"] = {**MODEL_AUTO_MAP, **(kwargs.get("auto_map") or {})}
         kwargs["custom_pipelines"] = {**copy.deepcopy(CUSTOM_PIPELINES), **(kwargs.get("custom_pipelines") or {})}
         super().__post_init__(**kwargs)
         if self.vocabulary is not None:
             self._adopt_vocabulary_names()
+        self.check()
+
+    def check(self) -> None:
+        """
+        Refuse impossible values. Models call it too: `from_pretrained(folder, name=value)` sets values afterwards.
+
+        Raises:
+            ValueError: naming the field, what it got and what it takes.
+        """
+        _check_choices(self)
+        _check_numbers(self)
+        _check_transfer(self)
+        _check_segmenter(self)
+        _check_vocabulary(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As a dictionary of plain values; `pipeline(...)` puts classes where the names of Auto classes stood."""
@@ -195,16 +212,12 @@ class MaftPlusConfig(PreTrainedConfig):
         self._adopt_vocabulary_names()
 
     def _adopt_vocabulary_names(self) -> None:
-        """`id2label` is the first synonym of every class; another one contradicts the stored class embeddings."""
-        names = {index: synonyms[0] for index, synonyms in enumerate(self.vocabulary)}
+        """`id2label` is the first synonym of every class; `check` refuses another one."""
+        _check_words(self.vocabulary)
         default = {index: f"LABEL_{index}" for index in range(2)}  # what transformers puts where nothing was said
-        if self.id2label not in (None, default, names):
-            raise ValueError(
-                f"`id2label` ({len(self.id2label)} labels) contradicts `vocabulary` ({len(names)} classes). "
-                "Change the words with `model.set_vocabulary(processor, names)`, which keeps both in step."
-            )
-        self.id2label = names
-        self.label2id = {name: index for index, name in names.items()}
+        if self.id2label in (None, default):
+            self.id2label = _first_synonyms(self.vocabulary)
+        self.label2id = {name: index for index, name in self.id2label.items()}
 
     @property
     def has_segmenter(self) -> bool:
@@ -236,8 +249,17 @@ def _as_vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfi
     return config
 
 
+def _as_proposer_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
+    if not isinstance(config, dict):
+        return config
+    if "model_type" not in config:
+        raise ValueError("`proposer_config` must name its `model_type` ('mask2former' or 'maskformer').")
+    return AutoConfig.for_model(**config)
+
+
 def _as_clip_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
+        _require_choice("clip_config.model_type", config.model_type, (MaftPlusCLIPConfig.model_type,))
         return config
     if config is None:  # the base model of the paper, without weights
         return MaftPlusCLIPConfig(
@@ -265,18 +287,42 @@ def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _require_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}.")
+        value = getattr(config, name)
+        if not isinstance(value, int) or value <= 0:
+            raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
+
+
+def _require_range(config: PreTrainedConfig, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"`{name}` must be a number between {low} and {high}, got {value!r}.")
 
 
 def _check_choices(config: MaftPlusConfig) -> None:
     _require_choice("cdt_form", config.cdt_form, ("off", "semantic", "panoptic"))
     _require_choice("cdt_token_order", config.cdt_token_order, ("released", "pixels"))
     _require_choice("loss_padding", config.loss_padding, ("released", "ignored"))
-    for name in ("ensemble_alpha", "ensemble_beta"):
-        if not 0.0 <= getattr(config, name) <= 1.0:
-            raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(config, name)}.")
-    if config.cdt_form != "off" and config.clip_config.projection_dim % config.cdt_num_attention_heads:
+
+
+def _check_numbers(config: MaftPlusConfig) -> None:
+    _require_range(config, 0.0, 1.0, "ensemble_alpha", "ensemble_beta", "importance_sample_ratio")
+    _require_range(config, 1.0, math.inf, "oversample_ratio")
+    weights = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
+    _require_range(config, 0.0, math.inf, *weights, "mask_aware_weight", "compensation_weight", "distillation_weight")
+    _require_positive(config, "train_num_points")
+    if config.clip_image_size is not None:
+        _require_positive(config, "clip_image_size")
+    for name in ("image_std", "proposer_image_std"):
+        if getattr(config, name) is not None and min(getattr(config, name)) <= 0:
+            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}.")
+
+
+def _check_transfer(config: MaftPlusConfig) -> None:
+    if config.cdt_form == "off":
+        return
+    _require_positive(config, "cdt_num_attention_heads")
+    if config.clip_config.projection_dim % config.cdt_num_attention_heads:
         raise ValueError(
             f"`cdt_num_attention_heads` ({config.cdt_num_attention_heads}) must divide "
             f"`clip_config.projection_dim` ({config.clip_config.projection_dim})."
@@ -287,12 +333,38 @@ def _check_segmenter(config: MaftPlusConfig) -> None:
     if not config.has_segmenter:
         return
     sizes = ("num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers")
-    _require_positive(config, *sizes)
+    _require_positive(config, *sizes, "encoder_feedforward_dim", "dim_feedforward")
     if config.hidden_dim % 32 or config.hidden_dim % config.num_attention_heads:
         raise ValueError(
             f"`hidden_dim` ({config.hidden_dim}) must be a multiple of 32 (normalisation groups) and of "
             f"`num_attention_heads` ({config.num_attention_heads})."
         )
+
+
+def _check_vocabulary(config: MaftPlusConfig) -> None:
+    """Words, their names and their ids must tell the same story as the stored class embeddings."""
+    if config.vocabulary is None:
+        return
+    _check_words(config.vocabulary)
+    names = _first_synonyms(config.vocabulary)
+    if config.id2label != names:
+        raise ValueError(
+            f"`id2label` ({len(config.id2label)} labels) contradicts `vocabulary` ({len(names)} classes). "
+            "Change the words with `model.set_vocabulary(processor, names)`, which keeps both in step."
+        )
+    for field in ("stuff_ids", "seen_ids"):
+        wrong = [index for index in getattr(config, field) or [] if index not in names]
+        if wrong:
+            raise ValueError(f"`{field}` names classes {wrong}, but `vocabulary` has classes 0 to {len(names) - 1}.")
+
+
+def _check_words(vocabulary: Any) -> None:
+    if not all(isinstance(words, (list, tuple)) and words for words in vocabulary):
+        raise ValueError("`vocabulary` must be a list of classes, each a list of at least one synonym.")
+
+
+def _first_synonyms(vocabulary: list[list[str]]) -> dict[int, str]:
+    return {index: synonyms[0] for index, synonyms in enumerate(vocabulary)}
 
 
 MaftPlusCLIPConfig.register_for_auto_class()

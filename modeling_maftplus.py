@@ -27,6 +27,8 @@ logger = logging.get_logger(__name__)
 PROMPTS_PER_CHUNK = 256
 MAX_LOGIT_SCALE = 100.0
 LOG_FLOOR = 1e-8
+# What generic code of transformers passes to any model, and this one does not need.
+IGNORED_ARGUMENTS = frozenset({"output_attentions", "output_hidden_states", "return_dict", "return_loss", "labels"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -141,12 +143,13 @@ def class_log_probabilities(
     Returns:
         `Tensor` (B, Q, K+1). Source: arXiv 2308.02487, "Geometric ensemble"; weights of 1 are arXiv 2408.00744.
     """
-    scores = out_vocab_logits[..., :-1]
+    scores, dtype = out_vocab_logits[..., :-1].float(), out_vocab_logits.dtype  # 1e-8 is zero in float16
+    void_probabilities = void_probabilities.float()
     if in_vocab_logits is not None and ensemble_weights is not None:
-        inside = in_vocab_logits[..., :-1].log_softmax(-1)
+        inside = in_vocab_logits[..., :-1].float().log_softmax(-1)
         scores = (1 - ensemble_weights) * inside + ensemble_weights * scores.log_softmax(-1)
     probabilities = scores.softmax(-1) * (1 - void_probabilities)
-    return torch.log(torch.cat([probabilities, void_probabilities], dim=-1) + LOG_FLOOR)
+    return torch.log(torch.cat([probabilities, void_probabilities], dim=-1) + LOG_FLOOR).to(dtype)
 
 
 class ZeroLinear(nn.Linear):
@@ -189,6 +192,7 @@ class MaftPlusPreTrainedModel(PreTrainedModel):
     config: MaftPlusConfig
     config_class = MaftPlusConfig
     base_model_prefix = "model"
+    _keys_to_ignore_on_load_unexpected = [r"^vocabulary_embeds$"]  # the bare network has no stored words
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -211,11 +215,12 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
 
     def __init__(self, config: MaftPlusConfig):
         super().__init__(config)
+        config.check()
         self.clip = MaftPlusCLIPModel._from_config(config.clip_config)
         if config.has_segmenter:
             self.segmenter = MaftPlusSegmenter(config)
         elif config.proposer_config is not None:
-            self.proposer = AutoModelForUniversalSegmentation.from_config(config.proposer_config)
+            self.proposer = AutoModelForUniversalSegmentation.from_config(config.proposer_config).requires_grad_(False)
         if config.cdt_form != "off":
             self.cdt = ContentDependentTransfer(config)
         self.void_embedding = nn.Embedding(1, config.clip_config.projection_dim)
@@ -226,6 +231,13 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.clip.set_input_embeddings(value)
+
+    def train(self, mode: bool = True) -> "MaftPlusModel":
+        """As usual, but the proposer stays frozen: in evaluation mode, its statistics never move."""
+        super().train(mode)
+        if self.config.proposer_config is not None:
+            self.proposer.eval()
+        return self
 
     @torch.no_grad()
     def encode_vocabulary(
@@ -250,6 +262,8 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             `dict` with `text_embeds` (P, D), each row the normalised mean of its normalised prompts, `text_class_ids`
             (P,) and `seen_classes` (K,). No gradient: the text tower is never trained.
         """
+        prompts = {"prompt_class_ids": prompt_class_ids, "prompt_synonym_ids": prompt_synonym_ids}
+        _check_prompts(input_ids=input_ids, attention_mask=attention_mask, **prompts)
         device = self.device
         class_ids, synonym_ids = prompt_class_ids.to(device), prompt_synonym_ids.to(device)
         features = self._encode_prompts(input_ids, attention_mask)  # (N, D)
@@ -353,7 +367,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             return self.encode_vocabulary(
                 input_ids, attention_mask, prompt_class_ids, prompt_synonym_ids, seen_classes=seen_classes
             )
-        _check_vocabulary(text_embeds, text_class_ids, self.config.clip_config.projection_dim)
+        _check_vocabulary(text_embeds, text_class_ids, seen_classes, self.config.clip_config.projection_dim)
         if seen_classes is None:
             seen_classes = torch.zeros(int(text_class_ids.max()) + 1, dtype=torch.bool, device=text_class_ids.device)
         return {"text_embeds": text_embeds, "text_class_ids": text_class_ids, "seen_classes": seen_classes}
@@ -404,7 +418,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             for values in (config.proposer_image_mean or IMAGENET_MEAN, config.proposer_image_std or IMAGENET_STD)
         ]
         pixels = (pixel_values * ours[1] + ours[0] - theirs[0]) / theirs[1]
-        return pixels if pixel_mask is None else pixels * pixel_mask[:, None]
+        return (pixels if pixel_mask is None else pixels * pixel_mask[:, None]).to(self.proposer.dtype)
 
     def _resize_proposals(self, proposals: Proposals, pixel_values: Tensor) -> Tensor:
         """MAFT brings mask logits to the padded picture first, with corner alignment; pooling needs no such step."""
@@ -506,7 +520,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
         loss_counts: Tensor | None = None,
         point_seeds: list[int] | None = None,
         output_auxiliary_logits: bool | None = None,
-        **_: Any,
+        **unknown: Any,
     ) -> MaftPlusForUniversalSegmentationOutput:
         """
         As `MaftPlusModel.forward`, and:
@@ -521,7 +535,11 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
 
         Raises:
             ValueError: if only one of the labels is given, or as in `MaftPlusModel.forward`.
+            TypeError: for an argument that does not exist.
         """
+        if unknown.keys() - IGNORED_ARGUMENTS:
+            names = sorted(unknown.keys() - IGNORED_ARGUMENTS)
+            raise TypeError(f"`forward` got unknown arguments {names}; see its docstring for those it takes.")
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("`mask_labels` and `class_labels` go together: pass both, or neither.")
         trains = mask_labels is not None
@@ -613,15 +631,35 @@ def _input_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tenso
     return torch.stack([seen.any(2).sum(1), seen.any(1).sum(1)], dim=1), padded
 
 
-def _check_vocabulary(text_embeds: Tensor, text_class_ids: Tensor | None, width: int) -> None:
-    if text_embeds.ndim != 2 or text_embeds.shape[-1] != width:
+def _check_vocabulary(
+    text_embeds: Tensor, text_class_ids: Tensor | None, seen_classes: Tensor | None, width: int
+) -> None:
+    if text_embeds.ndim != 2 or text_embeds.shape[-1] != width or not len(text_embeds):
         raise ValueError(
             f"`text_embeds` must be (synonyms, {width}), this model's joint space, got {tuple(text_embeds.shape)}. "
             "Encode the words with this model's `encode_vocabulary`."
         )
-    if text_class_ids is None or text_class_ids.shape != text_embeds.shape[:1]:
-        got = None if text_class_ids is None else tuple(text_class_ids.shape)
+    if text_class_ids is None or text_class_ids.shape != text_embeds.shape[:1] or text_class_ids.is_floating_point():
+        got = None if text_class_ids is None else (tuple(text_class_ids.shape), text_class_ids.dtype)
         raise ValueError(f"`text_class_ids` must name the class of each of the {len(text_embeds)} rows, got {got}.")
+    if torch.compiler.is_compiling():  # what follows reads values, which would break a graph
+        return
+    least, most = int(text_class_ids.min()), int(text_class_ids.max())
+    if least < 0 or seen_classes is not None and seen_classes.shape != (most + 1,):
+        got = None if seen_classes is None else tuple(seen_classes.shape)
+        raise ValueError(
+            f"`text_class_ids` must count classes from 0 and `seen_classes` must have one entry a class; got ids from "
+            f"{least} to {most} and {got} entries."
+        )
+
+
+def _check_prompts(**prompts: Tensor | None) -> None:
+    for name, value in prompts.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"`{name}` must be a tensor, got {type(value).__name__}: pass everything that "
+                '`processor(text=..., return_tensors="pt")` returns.'
+            )
 
 
 def _check_proposals(proposal_logits: Tensor, pixel_values: Tensor) -> Tensor:

@@ -246,15 +246,69 @@ def test_wrong_inputs_are_named(model, arguments, message):
         ({"cdt_form": "both"}, "`cdt_form` must be one of"),
         ({"cdt_token_order": "rows"}, "`cdt_token_order` must be one of"),
         ({"loss_padding": "none"}, "`loss_padding` must be one of"),
-        ({"ensemble_alpha": 1.5}, "`ensemble_alpha` must lie"),
+        ({"ensemble_alpha": 1.5}, "`ensemble_alpha` must be a number between"),
         ({"hidden_dim": 40}, "`hidden_dim`"),
-        ({"num_queries": 0}, "`num_queries` must be positive"),
+        ({"num_queries": 0}, "`num_queries` must be a positive"),
         ({"cdt_num_attention_heads": 5}, "`cdt_num_attention_heads`"),
+        ({"cdt_num_attention_heads": 0}, "`cdt_num_attention_heads` must be a positive"),
+        ({"ensemble_alpha": "x"}, "`ensemble_alpha` must be a number"),
+        ({"num_queries": 8.5}, "`num_queries` must be a positive whole"),
+        ({"importance_sample_ratio": 3.0}, "`importance_sample_ratio`"),
+        ({"mask_weight": -1.0}, "`mask_weight`"),
+        ({"image_std": [0.0, 1.0, 1.0]}, "`image_std` must be positive"),
+        ({"vocabulary": ["cat", "dog"]}, "`vocabulary` must be a list of classes"),
+        ({"vocabulary": [["cat"], []]}, "`vocabulary` must be a list of classes"),
+        ({"vocabulary": [["cat"], ["dog"]], "stuff_ids": [7]}, "`stuff_ids` names classes"),
+        ({"proposer_config": {"num_queries": 3}}, "`proposer_config` must name"),
     ],
 )
 def test_an_unknown_configuration_value_is_named(values, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cdt_form": "bogus"}, "`cdt_form`"),
+        ({"stuff_ids": [9]}, "`stuff_ids`"),
+        ({"id2label": {0: "x", 1: "y", 2: "z"}}, "`id2label`"),
+        ({"vocabulary": [["x"], ["y"], ["z"]]}, "`id2label`"),
+    ],
+)
+def test_values_given_while_loading_are_checked_too(values, message, tmp_path):
+    folder = save_tiny(tmp_path, labels=LABELS)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForUniversalSegmentation.from_pretrained(folder, **values)
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    tiny_model().model.clip.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="maftplus_clip"):
+        MaftPlusConfig.from_pretrained(tmp_path)
+
+
+def test_a_misspelt_argument_is_refused(model, words):
+    with pytest.raises(TypeError, match="text_embed"):
+        model(pictures(), **words, text_embed=torch.zeros(1, 16))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text_class_ids": torch.arange(2), "seen_classes": torch.zeros(1, dtype=torch.bool)}, "`seen_classes`"),
+        ({"text_class_ids": torch.tensor([-1, 0])}, "from 0"),
+        ({"text_class_ids": torch.arange(2).float()}, "`text_class_ids` must name"),
+    ],
+)
+def test_a_vocabulary_that_contradicts_itself_is_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(pictures(), text_embeds=torch.eye(16)[:2], **arguments)
+
+
+def test_prompts_that_are_no_tensors_are_named(model, processor):
+    with pytest.raises(ValueError, match="`input_ids` must be a tensor"):
+        model.encode_vocabulary(**processor(text=LABELS))
 
 
 def test_an_unknown_tower_or_projection_is_named():
@@ -358,6 +412,24 @@ def test_a_frozen_proposer_of_transformers_brings_masks_and_void(words, tmp_path
     assert_close(outputs.class_queries_logits, again.class_queries_logits)
 
 
+def test_the_proposer_stays_frozen_while_the_rest_trains():
+    model = MaftPlusForUniversalSegmentation(vit_config(proposer_config=proposer_config())).train()
+    assert not any(parameter.requires_grad for parameter in model.model.proposer.parameters())
+    assert not any(module.training for module in model.model.proposer.modules())
+    assert model.model.clip.training
+
+
+def test_a_proposer_takes_pictures_in_any_precision(words):
+    model = MaftPlusForUniversalSegmentation(vit_config(proposer_config=proposer_config())).eval().to(torch.bfloat16)
+    with torch.no_grad():
+        assert model(pictures(), **words).class_queries_logits.isfinite().all()
+
+
+def test_float16_keeps_the_floor_of_the_probabilities():
+    out_vocab, void = torch.tensor([[[20.0, -20.0, 0.0]]]).half(), torch.zeros(1, 1, 1).half()
+    assert class_log_probabilities(out_vocab, void).isfinite().all()
+
+
 def test_a_proposer_sees_its_own_normalisation_and_zero_padding():
     config = vit_config(
         proposer_config=proposer_config(), proposer_image_mean=[0.5] * 3, proposer_image_std=[0.25] * 3
@@ -427,6 +499,8 @@ def test_a_device_map_and_a_dtype_are_taken(words, tmp_path):
     tiny_model().save_pretrained(tmp_path)
     loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path, device_map="cpu", dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert loaded(pictures(), **words).class_queries_logits.isfinite().all()
 
 
 def test_evaluation_compiles_to_one_graph_and_takes_other_sizes(model, words):
