@@ -71,10 +71,13 @@ def segmentation_losses(
         mask logits; the mask-aware loss reaches `out_vocab_logits` only.
 
     Raises:
-        ValueError: if a label lies outside the classes, masks and labels differ in number, or `pixel_mask` is missing.
+        ValueError: if a label lies outside the classes or is no integer, masks, labels, `point_seeds` and images
+            differ in number, a mask has another rank or size than the padded input, or `pixel_mask` is missing.
     """
     logits = out_vocab_logits if out_vocab_logits is not None else class_logits[-1]
-    _check_labels(mask_labels, class_labels, num_classes=logits.shape[-1] - 1)
+    _check_batch(len(logits), mask_labels, class_labels, pixel_mask, point_seeds)
+    for index, (masks, labels) in enumerate(zip(mask_labels, class_labels)):
+        _check_labels(index, masks, labels, num_classes=logits.shape[-1] - 1)
     if loss_counts is None:
         loss_counts = count_targets(config, class_labels, num_queries=logits.shape[1])
     counts = loss_counts.to(device=logits.device, dtype=torch.float32)
@@ -307,19 +310,51 @@ def _picture_extents(pixel_mask: Tensor) -> Tensor:
     return torch.stack([width, height], dim=-1)
 
 
-def _check_labels(mask_labels: Sequence[Tensor], class_labels: Sequence[Tensor], num_classes: int) -> None:
-    if len(mask_labels) != len(class_labels):
-        raise ValueError(f"`mask_labels` has {len(mask_labels)} images, `class_labels` {len(class_labels)}.")
-    for index, (masks, labels) in enumerate(zip(mask_labels, class_labels)):
-        if len(masks) != len(labels):
+def _check_batch(
+    num_images: int,
+    mask_labels: Sequence[Tensor],
+    class_labels: Sequence[Tensor],
+    pixel_mask: Tensor | None,
+    point_seeds: Sequence[int] | Tensor | None,
+) -> None:
+    """Raise ValueError unless everything is there once an image and all masks have the padded size."""
+    given = {"mask_labels": mask_labels, "class_labels": class_labels}
+    given.update({"pixel_mask": pixel_mask, "point_seeds": point_seeds})
+    for name, values in given.items():
+        if values is not None and len(values) != num_images:
+            raise ValueError(f"`{name}` has {len(values)} entries for {num_images} images; give one an image.")
+    padded_size = None if pixel_mask is None else tuple(pixel_mask.shape[-2:])
+    for index, masks in enumerate(mask_labels):
+        if masks.ndim != 3:
             raise ValueError(
-                f"Image {index}: `mask_labels` has {len(masks)} masks, `class_labels` {len(labels)} labels."
+                f"Image {index}: `mask_labels` must be (objects, height, width), got shape {tuple(masks.shape)}."
             )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        size = tuple(masks.shape[-2:])
+        padded_size = padded_size or size
+        if size != padded_size:
+            source = "`pixel_mask`" if pixel_mask is not None else "image 0"
             raise ValueError(
-                f"Image {index}: `class_labels` must lie between 0 and {num_classes - 1}, got "
-                f"{sorted(set(labels.tolist()))}; check `ignore_index` and the vocabulary."
+                f"Image {index}: `mask_labels` are {size[0]} x {size[1]}, but {source} is {padded_size[0]} x "
+                f"{padded_size[1]}; pad the masks like the pictures."
             )
+
+
+def _check_labels(index: int, masks: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless each of an image's masks has one class between 0 and `num_classes` - 1."""
+    if labels.ndim != 1 or len(masks) != len(labels):
+        raise ValueError(
+            f"Image {index}: `class_labels` must hold one class a mask, got shape {tuple(labels.shape)} for "
+            f"{len(masks)} masks in `mask_labels`."
+        )
+    if len(labels) == 0:
+        return
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"Image {index}: `class_labels` must be integers, got {labels.dtype}.")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"Image {index}: `class_labels` must lie between 0 and {num_classes - 1}, got "
+            f"{sorted(set(labels.tolist()))}; check `ignore_index` and the vocabulary."
+        )
 
 
 def _shrink(labels: Tensor, size: torch.Size) -> Tensor:

@@ -228,6 +228,40 @@ def test_a_label_outside_the_vocabulary_is_an_error_that_says_so():
         losses_of((*rest, [labels[0] + K, *labels[1:]]))
 
 
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("`mask_labels` has 2 entries for 3 images", lambda masks, labels: {"masks": masks[:2]}),
+        ("`class_labels` has 2 entries for 3 images", lambda masks, labels: {"labels": labels[:2]}),
+        ("`point_seeds` has 2 entries for 3 images", lambda masks, labels: {"point_seeds": [1, 2]}),
+        (
+            "Image 0: `mask_labels` must be .* shape \\(16, 16\\)",
+            lambda masks, labels: {"masks": [masks[0][0], *masks[1:]]},
+        ),
+        (
+            "Image 2: `mask_labels` are 8 x 16, but image 0",
+            lambda masks, labels: {"masks": [*masks[:2], masks[2][:, :8]]},
+        ),
+        ("`mask_labels` are 16 x 16, but `pixel_mask`", lambda masks, labels: {"pixel_mask": torch.ones(3, 16, 20)}),
+        (
+            "Image 0: `class_labels` must hold one class a mask",
+            lambda masks, labels: {"labels": [labels[0][:1], *labels[1:]]},
+        ),
+        (
+            "Image 0: `class_labels` must hold one class a mask",
+            lambda masks, labels: {"labels": [labels[0][:, None], *labels[1:]]},
+        ),
+        ("Image 0: `class_labels` must be integers", lambda masks, labels: {"labels": [labels[0] + 0.5, *labels[1:]]}),
+    ],
+)
+def test_labels_that_do_not_fit_the_images_are_named(message, change):
+    *logits, masks, labels = make_batch()
+    given = change(masks, labels)
+    batch = (*logits, given.pop("masks", masks), given.pop("labels", labels))
+    with pytest.raises(ValueError, match=message):
+        losses_of(batch, **given)
+
+
 def test_missing_pixel_mask_is_an_error_when_padding_is_ignored():
     with pytest.raises(ValueError, match="`pixel_mask` is missing"):
         losses_of(make_batch(), make_config(loss_padding="ignored"))
