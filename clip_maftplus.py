@@ -312,8 +312,10 @@ class MaftPlusCLIPModel(CLIPModel):
                 bool everywhere, or logits for a ConvNeXt tower and probabilities for a ViT tower.
 
         Raises:
-            ValueError: as `encode_image` and `embed_masks`.
+            ValueError: as `encode_image` and `embed_masks`; for probabilities where a ConvNeXt tower wants logits.
         """
+        if self.takes_masks_by_pooling and not torch.compiler.is_compiling():
+            _check_logits([masks] if isinstance(masks, Tensor) else [torch.as_tensor(mask) for mask in masks])
         if not isinstance(masks, Tensor):
             masks = self._stack_masks(masks, pixel_values)
         if masks.ndim != 4 or masks.shape[0] != pixel_values.shape[0]:
@@ -497,6 +499,18 @@ def _check_probabilities(probabilities: Tensor) -> None:
         raise ValueError(
             "`masks` must be bool or probabilities in [0, 1] for a ViT tower, got values from "
             f"{low:.3g} to {high:.3g}; pass logits through a sigmoid first."
+        )
+
+
+def _check_logits(masks: Sequence[Tensor]) -> None:
+    """Refuse what must be probabilities: as logits every value over 0 would lie inside its mask."""
+    masks = [mask for mask in masks if mask.is_floating_point() and mask.numel()]
+    if not masks or any(mask.min() < 0 or mask.max() > 1 for mask in masks):
+        return
+    if not all(((mask == 0) | (mask == 1)).all() for mask in masks):
+        raise ValueError(
+            "`masks` all lie in [0, 1], but a ConvNeXt tower reads numbers as logits: pass bool masks or logits; a "
+            "probability p is the logit log(p / (1 - p))."
         )
 
 

@@ -293,7 +293,7 @@ def test_empty_masks_and_no_masks_at_all_give_finite_rows(build):
 
 @TOWERS
 def test_no_gradient_reaches_the_masks(build):
-    masks = torch.rand(2, 3, 8, 12, requires_grad=True)
+    masks = random_masks(3).float().requires_grad_()
     features = build().get_mask_features(pixels(), masks)
     assert features.requires_grad
     features.sum().backward()
@@ -344,6 +344,17 @@ def test_logits_are_refused_by_the_tower_that_wants_probabilities():
     for masks in (torch.randn(2, 3, 8, 8) * 4, torch.full((2, 3, 8, 8), float("nan"))):
         with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
             vit().get_mask_features(pixels(), masks)
+
+
+def test_probabilities_are_refused_by_the_tower_that_wants_logits():
+    probabilities = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 0.98 + 0.01
+    model = convnext()
+    for masks in (probabilities, list(probabilities)):
+        with pytest.raises(ValueError, match=r"pass bool masks or logits; a probability p is the logit log"):
+            model.get_mask_features(pixels(), masks)
+    features = model.get_mask_features(pixels(), torch.logit(probabilities))
+    assert_close(features, model.get_mask_features(pixels(), list(torch.logit(probabilities))))
+    assert model.get_mask_features(pixels(), random_masks(3).float()).isfinite().all()  # 0 and 1 are no probabilities
 
 
 def test_a_vit_without_masked_layers_says_so_when_masks_come():
