@@ -8,7 +8,7 @@ Every tensor is renamed, cut or transposed, none is computed: the converted mode
 import importlib.util
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from transformers.utils import cached_file, logging
 from .clip_maftplus import MaftPlusCLIPModel
 from .conversion.checkpoint import (
     CheckpointError,
+    check_new_folders,
     find_weights,
-    new_folder,
+    new_folders,
     read_state,
     require_space,
     write_safetensors,
@@ -111,7 +112,7 @@ def convert(
         tokenizer: A folder, a Hub name, or OpenAI's BPE file; "none" leaves it out. Default: the source's own, an
             installed OpenCLIP's file, else `openai/clip-vit-base-patch16` from the Hub.
         proposer: MAFT: a folder (or Hub name) with the transformers model that proposes masks.
-        teacher_out: Another new folder, for the frozen CLIP of training.
+        teacher_out: Another new folder, apart from `out`, for the frozen CLIP of training; both appear, or neither.
         training_classes: Classes seen in training, kept by the processor (FC-CLIP's ensemble reads them).
         show_progress: Draw a progress bar on the terminal.
 
@@ -121,14 +122,15 @@ def convert(
         CheckpointError: if the checkpoint cannot be read or does not fit, or the folder cannot be written.
     """
     source, out = Path(source), Path(out)
+    outs = [out] if teacher_out is None else [out, Path(teacher_out)]
+    check_new_folders(outs)  # before the long part
     state, path = read_state(source), find_weights(source)
     conversion = plan_conversion(state, path, task, read_overrides(config_file), proposer)
-    teacher = plan_teacher(state, conversion) if teacher_out is not None else None
+    conversions = [conversion] if teacher_out is None else [conversion, plan_teacher(state, conversion)]
     processor = build_processor(conversion, load_tokenizer(tokenizer, source), training_classes)
-    with ExitStack() as stack:
-        _write(conversion, processor, stack.enter_context(new_folder(out)), show_progress)
-        if teacher is not None:
-            _write(teacher, processor, stack.enter_context(new_folder(Path(teacher_out))), show_progress)
+    with new_folders(outs) as folders:
+        for part, folder in zip(conversions, folders):
+            _write(part, processor, folder, show_progress)
     return out
 
 

@@ -11,8 +11,8 @@ import struct
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,30 +135,59 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(details or lines or ['no more is known'])[0][:200]}".rstrip(".")
 
 
+def check_new_folders(outs: Sequence[Path]) -> None:
+    """Raise CheckpointError if one exists and is not an empty folder, or if two are the same or one in the other."""
+    for index, out in enumerate(outs):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CheckpointError(f"{out}: exists already; give another output folder or remove it.")
+        for other in outs[:index]:
+            one, two = out.resolve(), other.resolve()
+            if one.is_relative_to(two) or two.is_relative_to(one):
+                raise CheckpointError(f"{out}: must lie apart from {other}; give two folders, none inside the other.")
+
+
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folders(outs: Sequence[Path]) -> Iterator[list[Path]]:
     """
-    A folder to fill that becomes `out` when all went well, and vanishes when anything went wrong.
+    Folders to fill that become `outs` when all went well, and vanish, all of them, when anything went wrong.
 
     Raises:
-        CheckpointError: if `out` exists already and is not an empty folder, or cannot be written.
+        CheckpointError: as `check_new_folders`, or if one cannot be written.
     """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists already; give another output folder or remove it.")
+    outs = [out.absolute() for out in outs]
+    check_new_folders(outs)
+    stagings: list[Path] = []
+    try:
+        for out in outs:
+            stagings.append(_staging_folder(out))
+        yield stagings
+        _rename_all(stagings, outs)
+    except OSError as error:
+        names = " and ".join(map(str, outs))
+        raise CheckpointError(
+            f"{names}: could not be written ({error.strerror or error}). Nothing was kept."
+        ) from error
+    finally:
+        for staging in stagings:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _staging_folder(out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be made ({error.strerror or error}).") from error
-    try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp's folders are private
-        staging.replace(out)
-    except OSError as error:
-        raise CheckpointError(f"{out}: could not be written ({error.strerror or error}). Nothing was kept.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _rename_all(stagings: Sequence[Path], outs: Sequence[Path]) -> None:
+    """All or none: a rename that fails takes back those before it."""
+    with ExitStack() as taken_back:
+        for staging, out in zip(stagings, outs):
+            staging.chmod(0o755)  # mkdtemp's folders are private
+            staging.replace(out)
+            taken_back.callback(out.replace, staging)
+        taken_back.pop_all()
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
@@ -206,8 +235,9 @@ def _as_bytes(tensor: Tensor) -> memoryview:
 
 __all__ = [
     "CheckpointError",
+    "check_new_folders",
     "find_weights",
-    "new_folder",
+    "new_folders",
     "read_state",
     "require_space",
     "unwrap",

@@ -554,6 +554,34 @@ def test_an_existing_folder_is_never_overwritten(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
 
 
+def test_model_and_teacher_in_one_place_are_refused_before_anything_is_read(tmp_path):
+    out = tmp_path / "out"
+    for teacher_out in (out, out / "teacher", tmp_path, tmp_path / "x" / ".." / "out"):
+        with pytest.raises(CheckpointError, match="lie apart"):
+            convert(tmp_path / "absent.pth", out, teacher_out=teacher_out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_and_teacher_appear_both_or_neither(tmp_path, monkeypatch):
+    checkpoint = written(tmp_path / "model.pth", tiny_state())
+    (tmp_path / "heads.json").write_text(json.dumps(tiny_overrides()))
+    options = {"task": "semantic", "config_file": tmp_path / "heads.json", "tokenizer": "none"}
+    before, replace = sorted(tmp_path.iterdir()), Path.replace
+
+    def refuse_teacher(path, target):
+        if Path(target).name == "teacher":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_teacher)
+    with pytest.raises(CheckpointError, match="Nothing was kept"):
+        convert(checkpoint, tmp_path / "out", teacher_out=tmp_path / "teacher", **options)
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.undo()
+    convert(checkpoint, tmp_path / "out", teacher_out=tmp_path / "teacher", **options)
+    assert all((tmp_path / name / "model.safetensors").is_file() for name in ("out", "teacher"))
+
+
 def test_inspect_says_what_a_checkpoint_is(tmp_path):
     report = inspect_checkpoint(written(tmp_path / "model.pth", tiny_state()))
     assert (report["kind"], report["task"], report["becomes"]) == (
