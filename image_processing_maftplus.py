@@ -217,8 +217,13 @@ class MaftPlusImageProcessorMixin:
             all 0 and the list empty.
 
         Raises:
-            ValueError: as above, and for `label_ids_to_fuse` outside of the classes.
+            ValueError: as above, for `label_ids_to_fuse` outside of the classes, and for thresholds outside of [0, 1].
         """
+        check_shares(
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+        )
         results = []
         for item in read_predictions(outputs, target_sizes, label_ids_to_fuse):
             segments = panoptic_segments(item, threshold, mask_threshold, overlap_mask_area_threshold)
@@ -258,13 +263,19 @@ class MaftPlusImageProcessorMixin:
             void, and `segments_info`, a list of `id` (from 1), `label_id`, `was_fused` (False), `score`.
 
         Raises:
-            ValueError: as above, for both `return_` switches at once, and for `top_k` below 1.
+            ValueError: as above, for both `return_` switches at once, for `top_k` below 1, and for thresholds outside
+                of [0, 1].
             ImportError: if run lengths are asked for without pycocotools.
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("Choose one of `return_coco_annotation` and `return_binary_maps`; both were True.")
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        check_shares(
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+        )
         results = []
         for item in read_predictions(outputs, target_sizes, label_ids_to_fuse):
             instances = drop_empty(find_instances(item, threshold, mask_threshold, top_k), threshold)
@@ -284,6 +295,13 @@ class MaftPlusImageProcessor(MaftPlusImageProcessorMixin, TorchvisionBackend):
 
 class MaftPlusImageProcessorPil(MaftPlusImageProcessorMixin, PilBackend):
     """What transformers picks where torchvision is not installed."""
+
+
+def check_shares(**values: float) -> None:
+    """Raises ValueError, with the name, unless every value lies between 0 and 1."""
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
 
 
 # --- Reading pictures ---
@@ -334,10 +352,13 @@ def _as_picture(image: Any, input_data_format: Any) -> _Picture:
 
 def _read(source: str, convert) -> Image.Image:
     """Open a path here (transformers' loader would cut 16-bit pictures off); leave URLs and base64 to transformers."""
+    is_file = os.path.exists(source)
     try:
-        opened = Image.open(source) if os.path.exists(source) else load_image(source)
+        opened = Image.open(source) if is_file else load_image(source)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"`images`: cannot read {source[:200]!r} as a picture: {error}") from error
+        is_missing = not is_file and not source.startswith(("http://", "https://", "data:"))
+        reason = "there is no such file" if is_missing else error
+        raise ValueError(f"`images`: cannot read {source[:200]!r} as a picture: {reason}") from error
     with opened:
         return _checked_load(opened, source, convert)
 
