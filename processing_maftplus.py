@@ -9,7 +9,7 @@ Shapes: B images, K classes, P synonyms, N prompts (P times the number of templa
 import html
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from transformers.image_utils import ImageInput, load_image
 from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import ModelOutput, logging
 
-from .image_processing_maftplus import MaftPlusImageProcessorKwargs, read_picture
+from .image_processing_maftplus import MaftPlusImageProcessorKwargs, check_shares, read_picture
 
 logger = logging.get_logger(__name__)
 
@@ -43,7 +43,12 @@ VILD_TEMPLATES = (
     "There is a medium {} in the scene.",
     "There is a large {} in the scene.",
 )
-SUBTASKS = ("panoptic", "instance", "semantic")
+THRESHOLDS = {  # that a subtask reads
+    "panoptic": ("threshold", "mask_threshold", "overlap_mask_area_threshold"),
+    "instance": ("threshold", "mask_threshold"),
+    "semantic": (),
+}
+SUBTASKS = tuple(THRESHOLDS)
 INSTANCE_THRESHOLD = 0.2  # what people see; post-processing itself keeps every instance, as metrics need
 CACHED_VOCABULARIES = 8  # per pipeline; a vocabulary is a few hundred kilobytes
 
@@ -69,7 +74,7 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
     Raises:
         ValueError: without labels, with an empty label or synonym, or if two labels have the same synonyms.
     """
-    labels = [labels] if isinstance(labels, str) else list(labels)
+    labels = _as_list(labels)
     if not labels:
         raise ValueError("`text` (the labels) is empty; give at least one class name.")
     classes = [_synonyms(label, index) for index, label in enumerate(labels)]
@@ -84,12 +89,17 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
     return classes
 
 
+def _as_list(texts: str | Iterable) -> list:
+    """One text, or any number of them, which may be a generator -> a list."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 def _synonyms(label: ClassName, index: int) -> list[str]:
     if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
     synonyms = label.split(",") if isinstance(label, str) else label
     synonyms = [name.strip() for name in synonyms]
-    if not synonyms or not all(synonyms):
+    if not synonyms or not all(map(canonical_name, synonyms)):  # "&nbsp;" is empty too
         raise ValueError(f"Label {index} ({label!r}) is empty or has an empty synonym; remove it or the extra comma.")
     return synonyms
 
@@ -110,7 +120,7 @@ def find_label_ids(classes: list[list[str]], labels: Sequence[ClassName] | None)
     Raises:
         ValueError: if a label is not among the classes.
     """
-    if not labels:
+    if labels is None or not (labels := _as_list(labels)):
         return []
     names: dict[tuple[str, ...], set[int]] = {}
     for index, synonyms in enumerate(classes):
@@ -132,16 +142,16 @@ def find_seen_classes(classes: list[list[str]], training_classes: Sequence[Class
     return [any(canonical_name(name) in known for name in synonyms) for synonyms in classes]
 
 
-def build_prompts(classes: list[list[str]], templates: Sequence[str] | None = VILD_TEMPLATES) -> Prompts:
+def build_prompts(classes: list[list[str]], templates: str | Sequence[str] | None = VILD_TEMPLATES) -> Prompts:
     """
     Args:
         classes: Synonyms of every class, as `parse_classes` returns them.
-        templates: Sentences with `{}` for the name; `None` or none at all: the name itself.
+        templates: Sentences with `{}` for the name, or a single one; `None` or none at all: the name itself.
 
     Raises:
         ValueError: if a template lacks `{}`.
     """
-    templates = list(templates or ["{}"])
+    templates = _as_list(templates or "{}")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"Template {template!r} has no `{{}}` for the class name.")
@@ -165,7 +175,7 @@ class MaftPlusTextKwargs(TextKwargs, total=False):
     training_classes (`list`, *optional*): Classes seen in training, for this call.
     """
 
-    templates: list | tuple | None
+    templates: str | list | tuple | None
     training_classes: list | tuple | None
 
 
@@ -195,10 +205,10 @@ class MaftPlusProcessor(ProcessorMixin):
         self,
         image_processor,
         tokenizer,
-        templates: Sequence[str] | None = VILD_TEMPLATES,
+        templates: str | Sequence[str] | None = VILD_TEMPLATES,
         training_classes: Sequence[ClassName] | None = None,
     ):
-        self.templates = None if templates is None else list(templates)
+        self.templates = None if templates is None else _as_list(templates)
         self.training_classes = None if training_classes is None else parse_classes(training_classes)
         super().__init__(image_processor, tokenizer)
 
@@ -328,13 +338,15 @@ class MaftPlusSegmentationPipeline(Pipeline):
         timeout: float | None = None,
         **postprocess: Any,
     ) -> tuple[dict, dict, dict]:
+        postprocess = {name: value for name, value in postprocess.items() if value is not None}
         _check_postprocess_names(postprocess)
         preprocess = {} if timeout is None else {"timeout": timeout}
         forward = {}
         if candidate_labels is not None:
             forward["classes"] = postprocess["classes"] = parse_classes(candidate_labels)
         if stuff_labels is not None:
-            postprocess["stuff_labels"] = parse_classes(stuff_labels) if len(stuff_labels) else []
+            stuff_labels = _as_list(stuff_labels)
+            postprocess["stuff_labels"] = parse_classes(stuff_labels) if stuff_labels else []
         return preprocess, forward, postprocess
 
     def __call__(
@@ -358,13 +370,18 @@ class MaftPlusSegmentationPipeline(Pipeline):
             a score in [0, 1] (`None` for semantic results) and a black and white PIL image of the picture's size.
 
         Raises:
-            ValueError: without labels, or on labels, stuff labels, a subtask or a picture that cannot be used.
+            ValueError: without labels, on labels, stuff labels, a subtask or a picture that cannot be used, on
+                thresholds outside of [0, 1], and on those that the subtask does not read.
         """
         inputs = kwargs.pop("images", inputs)
         if inputs is None:
             raise ValueError("Give at least one picture: a path, a URL or a PIL image.")
         inputs = list(inputs) if isinstance(inputs, tuple) else inputs
-        post = {**self._postprocess_params, **self._sanitize_parameters(**kwargs)[2]}
+        for name in kwargs.keys() & {"candidate_labels", "stuff_labels"}:  # read twice: here and by the base class
+            kwargs[name] = None if kwargs[name] is None else _as_list(kwargs[name])
+        given = self._sanitize_parameters(**kwargs)[2]
+        post = {**self._postprocess_params, **given}
+        check_thresholds(post.get("subtask"), given)
         self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
         if isinstance(inputs, list) and not inputs:
             return []
@@ -444,7 +461,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
 
 
 def _check_postprocess_names(parameters: dict[str, Any]) -> None:
-    known = ("subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold")
+    known = ("subtask", *THRESHOLDS["panoptic"])
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(
@@ -453,6 +470,23 @@ def _check_postprocess_names(parameters: dict[str, Any]) -> None:
     subtask = parameters.get("subtask")
     if subtask not in (None, *SUBTASKS):
         raise ValueError(f"`subtask` must be one of {', '.join(SUBTASKS)}, got {subtask!r}.")
+    check_thresholds(subtask, parameters)
+
+
+def check_thresholds(subtask: str | None, parameters: dict[str, Any]) -> None:
+    """
+    Args:
+        subtask: One of `SUBTASKS`; `None`: whichever, only the range is looked at.
+        parameters: Thresholds by name, among others.
+
+    Raises:
+        ValueError: on a threshold that the subtask does not read, which would be ignored, or one outside of [0, 1].
+    """
+    given = {name: parameters[name] for name in THRESHOLDS["panoptic"] if name in parameters}
+    for name in given:
+        if subtask is not None and name not in THRESHOLDS[subtask]:
+            raise ValueError(f"`{name}` has no effect on {subtask} results; leave it out.")
+    check_shares(**given)
 
 
 def _frozen(names: Sequence | None) -> tuple | None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tiny_tools import save_tiny, tiny_model, tiny_processor
 from transformers import ImageSegmentationPipeline, pipeline
+from transformers.utils import ModelOutput
 
 from maftplus.processing_maftplus import MaftPlusSegmentationPipeline, pad_to_largest
 
@@ -41,7 +42,7 @@ def stored(folder):
 
 @pytest.mark.parametrize("subtask", [None, "panoptic", "instance", "semantic"])
 def test_every_subtask_gives_masks_of_the_pictures_size(pipe, subtask):
-    thresholds = {} if subtask == "semantic" else EVERYTHING
+    thresholds = {"semantic": {}, "instance": {"threshold": 0.0}}.get(subtask, EVERYTHING)
     results = pipe(picture(), candidate_labels=LABELS, subtask=subtask, **thresholds)
     assert results
     for result in results:
@@ -52,9 +53,9 @@ def test_every_subtask_gives_masks_of_the_pictures_size(pipe, subtask):
 
 
 def test_instances_leave_stuff_out_and_panoptic_merges_it(pipe):
-    options = {"candidate_labels": LABELS, "stuff_labels": LABELS, **EVERYTHING}
-    assert pipe(picture(), subtask="instance", **options) == []
-    ids = [result["label_id"] for result in pipe(picture(), subtask="panoptic", **options)]
+    options = {"candidate_labels": LABELS, "stuff_labels": LABELS}
+    assert pipe(picture(), subtask="instance", threshold=0.0, **options) == []
+    ids = [result["label_id"] for result in pipe(picture(), subtask="panoptic", **options, **EVERYTHING)]
     assert len(ids) == len(set(ids)) > 0
 
 
@@ -109,11 +110,61 @@ def test_words_may_be_given_when_the_pipeline_is_made():
         ({"candidate_labels": ["cat"], "stuff_labels": ["dog"]}, "'dog'"),
         ({"candidate_labels": ["cat"], "subtask": "other"}, "subtask"),
         ({"candidate_labels": ["cat"], "treshold": 0.5}, "treshold"),
+        ({"candidate_labels": ["cat", "&nbsp;"]}, "empty"),
+        ({"candidate_labels": ["cat", "&amp;nbsp;"]}, "empty"),
+        ({"candidate_labels": ["cat"], "threshold": 1.5}, "`threshold` must lie"),
+        ({"candidate_labels": ["cat"], "mask_threshold": -0.1}, "`mask_threshold` must lie"),
+        ({"candidate_labels": ["cat"], "overlap_mask_area_threshold": 2}, "`overlap_mask_area_threshold` must lie"),
+        ({"candidate_labels": ["cat"], "threshold": 0.5, "subtask": "semantic"}, "`threshold` has no effect"),
+        ({"candidate_labels": ["cat"], "mask_threshold": 0.5, "subtask": "semantic"}, "`mask_threshold` has no"),
+        (
+            {"candidate_labels": ["cat"], "overlap_mask_area_threshold": 0.5, "subtask": "instance"},
+            "`overlap_mask_area_threshold` has no effect on instance",
+        ),
     ],
 )
 def test_bad_words_and_options_are_refused(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         pipe(picture(), **options)
+
+
+def test_a_threshold_is_refused_where_the_subtask_was_chosen_before():
+    model, processor = tiny_model(), tiny_processor()
+    options = {"task": "image-segmentation", "device": "cpu", "subtask": "semantic", "candidate_labels": LABELS}
+    pipe = MaftPlusSegmentationPipeline(model=model, processor=processor, **options)
+    with pytest.raises(ValueError, match="`threshold` has no effect on semantic"):
+        pipe(picture(), threshold=0.5)
+    assert pipe(picture(), threshold=0.5, subtask="panoptic") is not None
+    assert pipe(picture())
+
+
+@pytest.mark.parametrize("subtask", ["panoptic", "instance"])
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold", "overlap_mask_area_threshold"])
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
+def test_post_processing_refuses_thresholds_that_are_no_shares(pipe, subtask, name, value):
+    process = getattr(pipe.processor, f"post_process_{subtask}_segmentation")
+    outputs = ModelOutput(class_queries_logits=torch.zeros(1, 2, 3), masks_queries_logits=torch.zeros(1, 2, 4, 4))
+    assert process(outputs, **{name: 0.5})
+    with pytest.raises(ValueError, match=f"^`{name}` must lie between 0 and 1"):
+        process(outputs, **{name: value})
+
+
+def test_labels_may_come_from_generators(pipe):
+    stuff = ["grass", "sky"]
+    options = {"subtask": "panoptic", **EVERYTHING}
+    expected = pipe(picture(), candidate_labels=LABELS, stuff_labels=stuff, **options)
+    found = pipe(picture(), candidate_labels=iter(LABELS), stuff_labels=(name for name in stuff), **options)
+    assert expected
+    assert [(one["label"], one["score"]) for one in found] == [(one["label"], one["score"]) for one in expected]
+
+
+def test_a_template_alone_is_one_template(pipe):
+    template = "a drawing of a {}"
+    for processor, options in ((tiny_processor(templates=template), {}), (pipe.processor, {"templates": template})):
+        inputs = processor(text=["cat"], return_tensors="pt", **options)
+        expected = pipe.processor(text=["cat"], return_tensors="pt", templates=[template])
+        assert inputs["input_ids"].shape[0] == 1
+        torch.testing.assert_close(inputs["input_ids"], expected["input_ids"])
 
 
 def test_half_precision_gives_masks_too():
