@@ -5,15 +5,21 @@ Every sub-command is a thin layer over the library. Mistakes of a user end in on
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+from safetensors import SafetensorError
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "shapes"
 USER_ERROR, SOME_PICTURES_FAILED = 2, 1
+MODEL_TYPE = "maftplus"  # of config.json
+URL_STARTS = ("http://", "https://")
+URL_TIMEOUT = 60  # seconds
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",
@@ -39,14 +45,14 @@ def clear_errors() -> Iterator[None]:
     """What a user can cause ends in a message and exit code 2, without a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(USER_ERROR) from error
 
 
 @app.command()
 def segment(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, URLs of pictures, or folders of pictures.")],
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,28 +70,29 @@ def segment(
 ) -> None:
     """Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document."""
     with clear_errors():
-        check_labels(labels, stuff)
-        jobs = plan_jobs(pictures, out)
-        pipe = load_pipeline(model, device)
         options = {"candidate_labels": labels or None, "stuff_labels": stuff or None, "subtask": task.value}
         if threshold is not None:
             options["threshold"] = threshold
+        check_options(options)
+        jobs = plan_jobs(pictures, out)
+        pipe = load_pipeline(model, device)
         words = pipe.classes_and_stuff(options["candidate_labels"], options["stuff_labels"])
     failed = [path for path, stem in _with_progress(jobs) if not segment_picture(pipe, path, stem, options, *words)]
     if failed:
-        typer.secho(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(map(str, failed))}", err=True, fg="red")
+        typer.secho(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(failed)}", err=True, fg="red")
         raise typer.Exit(SOME_PICTURES_FAILED)
 
 
-def check_labels(labels: list[str] | None, stuff: list[str] | None) -> None:
-    """Refuse bad words before the model is loaded. Raises ValueError, see `parse_classes` and `find_label_ids`."""
-    from .processing_maftplus import find_label_ids, parse_classes
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse bad words, and thresholds that the task does not read, before the model is loaded. Raises ValueError."""
+    from .processing_maftplus import check_thresholds, find_label_ids, parse_classes
 
-    if labels:
-        find_label_ids(parse_classes(labels), stuff)
+    if options["candidate_labels"]:
+        find_label_ids(parse_classes(options["candidate_labels"]), options["stuff_labels"])
+    check_thresholds(options["subtask"], options)
 
 
-def plan_jobs(pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:
+def plan_jobs(pictures: list[str], out: Path) -> list[tuple[str, Path]]:
     """Every picture with the stem of its results: its name, and inside a given folder its path there.
 
     Raises:
@@ -93,11 +100,7 @@ def plan_jobs(pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:
     """
     jobs, taken = [], set()
     for given in pictures:
-        found = list_pictures(given, out) if given.is_dir() else [given]
-        if not found:
-            raise ValueError(f"{given}: this folder holds no picture that can be read.")
-        for path in found:
-            name = path.relative_to(given).with_suffix("") if given.is_dir() else Path(path.stem)
+        for path, name in name_pictures(given, out):
             stem, number = out / name, 2
             while stem in taken:
                 stem, number = (out / name).with_name(f"{name.name}_{number}"), number + 1
@@ -106,67 +109,145 @@ def plan_jobs(pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
+def name_pictures(given: str, out: Path) -> list[tuple[str, Path]]:
+    """The pictures that an argument stands for, each with the name of its results. Raises as `plan_jobs`."""
+    if given.startswith(URL_STARTS):
+        return [(given, Path(Path(urlsplit(given).path).stem or "picture"))]
+    if not Path(given).is_dir():
+        return [(given, Path(Path(given).stem))]
+    found = list_pictures(Path(given), out)
+    if not found:
+        raise ValueError(f"{given}: this folder holds no picture that can be read.")
+    return [(str(path), path.relative_to(given).with_suffix("")) for path in found]
+
+
 def list_pictures(folder: Path, out: Path) -> list[Path]:
-    """Files below `folder` with the ending of a picture, sorted; hidden files and results in `out` are left out."""
+    """
+    Files below `folder` with the ending of a picture, sorted.
+
+    Left out: what is hidden or lies in a hidden folder, results of earlier runs, and all of `out` if it lies inside.
+    """
     from PIL import Image
 
-    endings = Image.registered_extensions()
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in endings)
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    shown = (path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
     results = out.resolve()
-    return sorted(path for path in files if path.name[0] != "." and results not in path.resolve().parents)
+    if folder.resolve() in results.parents:
+        shown = (path for path in shown if results not in path.resolve().parents)
+    return sorted(path for path in shown if not is_result(path))
+
+
+def is_result(path: Path) -> bool:
+    """Whether a picture is one of ours: named like an overlay or a label PNG, its JSON beside it."""
+    return any(
+        path.name.endswith(ending) and path.with_name(f"{path.name.removesuffix(ending)}.json").is_file()
+        for ending in ("_overlay.png", "_labels.png")
+    )
 
 
 def load_pipeline(model: str, device: str | None = None) -> Any:
-    """The pipeline on a model folder. Raises ValueError, naming the folder and what it lacks, if it is no model."""
+    """The pipeline on a model. Raises ValueError if it is none, saying what it lacks, or if the device is none."""
     check_model_folder(model)
+    check_device(device)
     from transformers.utils import logging
 
-    from .modeling_maftplus import MaftPlusForUniversalSegmentation
     from .processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
     logging.disable_progress_bar()
     return MaftPlusSegmentationPipeline(
-        model=MaftPlusForUniversalSegmentation.from_pretrained(model),
+        model=load_model(model),
         processor=MaftPlusProcessor.from_pretrained(model),
         task="image-segmentation",
         device=device,
     )
 
 
+def load_model(model: str) -> Any:
+    """The network with all of its weights. Raises ValueError if some are missing or cannot be read."""
+    from transformers import AutoConfig, AutoModelForUniversalSegmentation
+
+    config = AutoConfig.from_pretrained(model)
+    check_model_type(model, config.model_type)
+    try:
+        network, info = AutoModelForUniversalSegmentation.from_pretrained(
+            model, config=config, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{model}: the weights cannot be read, the file may be cut off ({error}).") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}.")
+    return network
+
+
 def check_model_folder(model: str) -> None:
-    """A folder must hold a configuration and weights; a name without folder is left to the Hub."""
+    """A folder must hold a segmentation model and weights; a name like `user/name` without folder is left to the Hub.
+
+    Raises:
+        ValueError: if the folder is missing (also `user/name` if there is a folder `user` here) or lacks something.
+    """
     folder = Path(model)
     if not folder.is_dir():
-        if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        is_path = folder.is_absolute() or model[:1] in (".", "~") or model.count("/") != 1 or folder.parent.is_dir()
+        if is_path:
             raise ValueError(f"{model}: there is no such model folder; give one with --model.")
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{model}: this folder holds no model, config.json is missing.")
+    check_model_type(model, read_model_type(folder / "config.json"))
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{model}: this model folder holds no weights (model.safetensors).")
 
 
+def read_model_type(path: Path) -> Any:
+    """`model_type` of a configuration, `None` if it has none. Raises ValueError, naming the file, if it is no JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: this is no JSON ({error}).") from error
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def check_model_type(model: str, model_type: Any) -> None:
+    if model_type != MODEL_TYPE:
+        raise ValueError(f"{model}: no segmentation model; `model_type` must be {MODEL_TYPE!r}, it is {model_type!r}.")
+
+
+def check_device(device: str | None) -> None:
+    """Raises ValueError if nothing can be computed on a device, before a model is loaded for it."""
+    if device is None:
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device {device}: this device cannot be used here ({reason}).") from error
+
+
 def segment_picture(
-    pipe: Any, path: Path, stem: Path, options: dict[str, Any], classes: list[list[str]], stuff_ids: list[int]
+    pipe: Any, path: str, stem: Path, options: dict[str, Any], classes: list[list[str]], stuff_ids: list[int]
 ) -> bool:
     """Segment one picture, write its results and print its table; False, and a message, if it cannot be read."""
     from .processing_maftplus import open_picture
     from .visualization_maftplus import segments_from_pipeline, write_results
 
     try:
-        picture = open_picture(path)
+        picture = open_picture(path, timeout=URL_TIMEOUT)
         segments = segments_from_pipeline(pipe(picture, **options), stuff_ids)
-        about = {"image": str(path), "task": options["subtask"], "labels": classes}
+        about = {"image": path, "task": options["subtask"], "labels": classes}
         written = write_results(stem, picture, segments, about)
     except (ValueError, OSError) as error:
         message = str(error)
-        typer.secho(f"error: {message if str(path) in message else f'{path}: {message}'}", err=True, fg="red")
+        typer.secho(f"error: {message if path in message else f'{path}: {message}'}", err=True, fg="red")
         return False
     print_table(path, segments, written["overlay"])
     return True
 
 
-def print_table(path: Path, segments: list[Any], overlay: Path) -> None:
+def print_table(path: str | Path, segments: list[Any], overlay: Path) -> None:
     """One line a segment."""
     from rich.console import Console
     from rich.table import Table

@@ -1,14 +1,17 @@
 """`maftplus segment`: what it writes, what it prints, and how it fails."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_tools import save_tiny
 from typer.testing import CliRunner
 
-from maftplus.cli_maftplus import app, check_model_folder, plan_jobs
+from maftplus.cli_maftplus import app, check_model_folder, list_pictures, load_pipeline, plan_jobs
 from maftplus.visualization_maftplus import (
     Segment,
     label_image,
@@ -93,7 +96,10 @@ def test_a_broken_picture_is_named_the_rest_go_on_and_the_exit_code_is_1(folder,
         (["--labels", ""], "empty"),
         (["--labels", "cat", "--stuff", "dog"], "'dog'"),
         (["--stuff", "dog"], "'dog'"),
+        (["--labels", "&nbsp;"], "empty"),
         (["--labels", "cat", "--threshold", "7"], "threshold"),
+        (["--labels", "cat", "--threshold", "0.5", "--task", "semantic"], "threshold"),
+        (["--labels", "cat", "--device", "bogus"], "bogus"),
         (["--labels", "cat", "--task", "other"], "task"),
     ],
 )
@@ -111,7 +117,7 @@ def test_a_model_folder_that_is_none_is_named(picture, tmp_path):
         result = run(picture, "--labels", "cat", "--model", folder)
         assert result.exit_code == 2
         assert message in result.output
-    (tmp_path / "empty" / "config.json").write_text("{}")
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "maftplus"}')
     with pytest.raises(ValueError, match="no weights"):
         check_model_folder(str(tmp_path / "empty"))
 
@@ -122,14 +128,102 @@ def test_results_keep_the_folders_structure_and_never_share_a_name(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     out = tmp_path / "in" / "out"
-    jobs = plan_jobs([tmp_path / "in", tmp_path / "in" / "a.png"], out)
+    jobs = plan_jobs([str(tmp_path / "in"), str(tmp_path / "in" / "a.png")], out)
     stems = [stem.relative_to(out).as_posix() for _, stem in jobs]
     assert stems == ["a", "a_2", "deep/a", "a_3"]
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no picture"):
-        plan_jobs([tmp_path], tmp_path / "out")
+        plan_jobs([str(tmp_path)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", ["maftplus_clip", "clip"])
+def test_a_folder_with_another_kind_of_model_is_refused(folder, picture, tmp_path, model_type):
+    shutil.copytree(folder, tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "clip" / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    result = run(picture, "--labels", "cat", "--model", tmp_path / "clip", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"'{model_type}'" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: this is no JSON"):
+        check_model_folder(str(tmp_path))
+
+
+def test_weights_that_are_cut_off_or_incomplete_end_in_a_message(folder, picture, tmp_path):
+    cut, part = (shutil.copytree(folder, tmp_path / name) for name in ("cut", "part"))
+    content = (folder / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "decoder" in name)
+    save_file(
+        {key: value for key, value in weights.items() if key != name}, part / "model.safetensors", {"format": "pt"}
+    )
+    for broken, message in ((cut, "cannot be read"), (part, name)):
+        result = run(picture, "--labels", "cat", "--model", broken, "--out", tmp_path / "out")
+        assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+        assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_missing_is_named(folder):
+    for device in ("cuda", "meta"):
+        with pytest.raises(ValueError, match=f"--device {device}"):
+            load_pipeline(str(folder), device)
+
+
+def test_a_missing_folder_inside_a_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="models/nope: there is no such model folder"):
+        check_model_folder("models/nope")
+    check_model_folder("user/name")
+
+
+def test_a_missing_picture_is_said_to_be_missing(folder, tmp_path):
+    result = run(tmp_path / "missing.png", "--labels", "cat", "--model", folder, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "there is no such file" in result.output.replace("\n", " ")
+    assert "base64" not in result.output
+
+
+def test_a_picture_may_be_given_by_its_url(folder, picture, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, timeout=None):
+        asked.append(url)
+        return Image.open(picture)
+
+    monkeypatch.setattr("maftplus.processing_maftplus.load_image", fetch)
+    url, out = "https://example.org/pictures/cat.jpg?size=2", tmp_path / "out"
+    result = run(url, "--labels", "cat", "--model", folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert asked == [url]
+    assert json.loads((out / "cat.json").read_text())["image"] == url
+
+
+def test_folders_give_what_can_be_opened_and_is_not_hidden(tmp_path):
+    for name in ("a.png", "b.JPG", "deep/c.webp", ".hidden/d.png", ".e.png", "f.pdf", "g.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path, tmp_path / "out")]
+    assert found == ["a.png", "b.JPG", "deep/c.webp"]
+
+
+def test_results_may_go_into_the_pictures_own_folder_again_and_again(folder, picture):
+    noise_picture(1).save(picture.parent / "my_labels.png")  # named like a result, and none: it has no JSON
+    for _ in range(2):
+        result = run(picture.parent, "--labels", "cat", "--model", folder, "--out", picture.parent)
+        assert result.exit_code == 0, result.output
+    documents = sorted(path.name for path in picture.parent.glob("*.json"))
+    assert documents == ["my_labels.json", "one.json"]
 
 
 def test_label_pictures_hold_ids_in_base_256_and_better_scores_on_top():
