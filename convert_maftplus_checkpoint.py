@@ -395,6 +395,8 @@ def _notes(state: dict[str, Tensor], conversion: Conversion) -> list[str]:
     notes = [f"{count} tensors were left out: {reason}." for reason, count in left_out.items()]
     config = conversion.config
     if not hasattr(config, "clip_config"):
+        if conversion.kind in ("open_clip", "openai_clip"):
+            notes.append("The base model in the metadata is the released CLIP of these sizes; others share them.")
         return [*notes, "Without masks this is exactly CLIP, parameter names included."]
     if config.cdt_form != "off":
         notes.append(f"Content-Dependent Transfer: {config.cdt_form} form, the released token order.")
@@ -403,6 +405,9 @@ def _notes(state: dict[str, Tensor], conversion: Conversion) -> list[str]:
             f"Geometric ensemble: {config.ensemble_alpha} for seen, {config.ensemble_beta} for unseen classes."
         )
     if config.proposer_config is not None:
+        notes.append(
+            'MAFT does not split class names at commas; a list of one name (`[["person, man"]]`) is not split here.'
+        )
         notes.append(f"Masks are proposed by a {config.proposer_config.model_type}; MAFT's own network is left out.")
     return notes
 

@@ -22,11 +22,14 @@ PAPERS = {
 }
 # Of the released weights' repositories; MAFT's states none.
 LICENSES = {"maftplus": "mit", "fcclip": "apache-2.0", "open_clip": "mit", "openai_clip": "mit"}
+# By size and, for a ViT, patch and image size.
 BASE_MODELS = {
     "base": "laion/CLIP-convnext_base_w_320-laion_aesthetic-s13B-b82K-augreg",
     "large": "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
-    "ViT-B": "openai/clip-vit-base-patch16",
-    "ViT-L": "openai/clip-vit-large-patch14",
+    ("ViT-B", 16, 224): "openai/clip-vit-base-patch16",
+    ("ViT-B", 32, 224): "openai/clip-vit-base-patch32",
+    ("ViT-L", 14, 224): "openai/clip-vit-large-patch14",
+    ("ViT-L", 14, 336): "openai/clip-vit-large-patch14-336",
 }
 
 SEGMENT = """```python
@@ -64,7 +67,7 @@ def model_card(
     usage = (SEGMENT if is_full else EMBED).replace("PATH", "path/or/hub-name").replace("SUBTASK", task or "semantic")
     title = f"{name}, {task}" if is_full else f"{name}: CLIP that takes masks"
     sections = [
-        f"---\n{_metadata(kind, name, is_full)}\n---",
+        f"---\n{_metadata(kind, name, config)}\n---",
         f"# {title}",
         f"Weights in the format released with {paper} ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv}), "
         f"[original code]({repository})), converted from `{source_name}`. The numbers are the original's; "
@@ -77,8 +80,8 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _metadata(kind: str, name: str, is_full: bool) -> str:
-    base = BASE_MODELS.get(name.split()[-1])
+def _metadata(kind: str, name: str, config: PreTrainedConfig) -> str:
+    is_full = hasattr(config, "clip_config")
     license_fields = (
         {"license": LICENSES[kind]} if kind in LICENSES else {"license": "other", "license_name": "unstated"}
     )
@@ -86,7 +89,7 @@ def _metadata(kind: str, name: str, is_full: bool) -> str:
         **license_fields,
         library_name="transformers",
         pipeline_tag="image-segmentation" if is_full else "image-feature-extraction",
-        base_model=base if kind in ("maftplus", "fcclip", "maft") else None,
+        base_model=_base_model(name, config),
         tags=[
             "open-vocabulary-segmentation",
             "clip",
@@ -95,6 +98,12 @@ def _metadata(kind: str, name: str, is_full: bool) -> str:
         ],
     )
     return data.to_yaml()
+
+
+def _base_model(name: str, config: PreTrainedConfig) -> str | None:
+    """The released CLIP of these sizes; None where there is none."""
+    size, vision = name.split()[-1], getattr(config, "clip_config", config).vision_config
+    return BASE_MODELS.get(size if vision.model_type == "convnext" else (size, vision.patch_size, vision.image_size))
 
 
 def _published(kind: str, name: str, task: str | None) -> list[str]:

@@ -41,7 +41,7 @@ def detect_kind(names: Iterable[str]) -> str:
     One of `TABLE_OF`, from the state dict's names.
 
     Raises:
-        CheckpointError: if it is none of these, or a CLIP that transformers loads as it is.
+        CheckpointError: if it is none of these, is converted already, or a CLIP that transformers loads as it is.
     """
     names = list(names)
     if _any_starts(names, "IPCLIP."):
@@ -52,6 +52,10 @@ def detect_kind(names: Iterable[str]) -> str:
         return "open_clip"
     if _any_starts(names, "visual.conv1.", "visual.class_embedding"):
         return "openai_clip"
+    if _any_starts(names, "model.clip.", "vision_model.encoder.stages."):
+        raise CheckpointError(
+            "This is converted already, nothing is left to do: `from_pretrained` of transformers loads its folder."
+        )
     if _any_starts(names, "text_model.") and _any_starts(names, "vision_model."):
         raise CheckpointError(
             "This is a transformers CLIP; nothing to convert: `MaftPlusCLIPModel.from_pretrained` loads its folder."
@@ -78,10 +82,11 @@ def infer_task(state: Mapping[str, Tensor], kind: str, task: str | None = None) 
     if task is not None and found not in (None, task):
         logger.warning(f"The class weights are those of a {found} checkpoint; converted as {task}, as asked.")
     if task is None and found is None and kind == "maftplus":
-        got = "no `criterion.empty_weight`" if weights is None else f"{len(weights)} class weights"
+        there = "no class weights (`criterion.empty_weight`)" if weights is None else f"{len(weights)} class weights"
         raise CheckpointError(
-            f"Semantic and panoptic MAFT+ checkpoints have the same names, and {got} tell neither from the other "
-            "(172: semantic, 134: panoptic). Give `task` (`--task semantic` or `--task panoptic`)."
+            "Semantic and panoptic MAFT+ checkpoints have the same names and differ in their number of class weights "
+            f"(172: semantic, 134: panoptic); this one has {there}. "
+            "Give `task` (`--task semantic` or `--task panoptic`)."
         )
     return task or found or "panoptic"
 

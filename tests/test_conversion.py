@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 
 from maftplus.cli_maftplus import app
 from maftplus.clip_maftplus import MaftPlusCLIPModel
-from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
 from maftplus.conversion.checkpoint import CheckpointError, read_state, write_safetensors
 from maftplus.conversion.model_card import model_card
 from maftplus.conversion.released import detect_kind, infer_task
@@ -169,9 +169,12 @@ def test_the_length_of_the_class_weights_tells_the_task():
     for count, task in ((172, "semantic"), (134, "panoptic")):
         assert infer_task({**state, "criterion.empty_weight": torch.ones(count)}, "maftplus") == task
     assert infer_task({**state, "criterion.empty_weight": torch.ones(134)}, "maftplus", "semantic") == "semantic"
-    for other in ({}, {"criterion.empty_weight": torch.ones(6)}):
-        with pytest.raises(CheckpointError, match="--task"):
-            infer_task({**state, **other}, "maftplus")
+    for weights, said in (
+        ({}, "has no class weights"),
+        ({"criterion.empty_weight": torch.ones(6)}, "has 6 class weights"),
+    ):
+        with pytest.raises(CheckpointError, match=f"this one {said}.*--task"):
+            infer_task({**state, **weights}, "maftplus")
 
 
 def test_what_contradicts_the_shapes_is_refused():
@@ -292,6 +295,32 @@ def test_published_figures_are_attributed_and_only_given_for_released_sizes():
     assert "base_model: laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup" in card
     other = model_card("maftplus", "MAFT+ of width 16", "panoptic", released.config, "mine.pth", [])
     assert "published" not in other.lower()
+
+
+def test_the_base_model_of_a_converted_clip_is_the_released_one_of_its_sizes():
+    conversion = plan_conversion(full_size_state("open_clip_convnext_base_w_320"), Path("clip.bin"))
+    card = model_card(conversion.kind, conversion.name, None, conversion.config, "clip.bin", conversion.notes)
+    assert "base_model: laion/CLIP-convnext_base_w_320-laion_aesthetic-s13B-b82K-augreg" in card
+    assert "others share them" in card
+    for patch, line in (
+        (16, "base_model: openai/clip-vit-base-patch16"),
+        (32, "base_model: openai/clip-vit-base-patch32"),
+    ):
+        card = model_card("openai_clip", "CLIP ViT-B", None, clip_config(patch), "clip.pt", [])
+        assert line in card
+    assert "base_model" not in model_card("openai_clip", "CLIP ViT-B", None, clip_config(8), "clip.pt", [])
+
+
+def clip_config(patch_size: int) -> MaftPlusCLIPConfig:
+    return MaftPlusCLIPConfig(vision_config={"model_type": "clip_vision_model", "patch_size": patch_size})
+
+
+def test_a_converted_folder_is_told_to_be_converted_already(converted):
+    code, output = run_cli("inspect", converted["tiny_a_semantic"])
+    assert code == 2
+    assert "model.safetensors: This is converted already" in " ".join(output.split())
+    with pytest.raises(CheckpointError, match="converted already"):
+        detect_kind(convert_open_clip_state(open_clip_state()))
 
 
 def test_wrappers_and_prefixes_are_seen_through(tmp_path):
