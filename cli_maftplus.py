@@ -167,7 +167,11 @@ def load_model(model: str) -> Any:
     """The network with all of its weights. Raises ValueError if some are missing or cannot be read."""
     from transformers import AutoConfig, AutoModelForUniversalSegmentation
 
-    config = AutoConfig.from_pretrained(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{model}: no model folder here, and no model from the Hub ({reason})") from error
     check_model_type(model, config.model_type)
     try:
         network, info = AutoModelForUniversalSegmentation.from_pretrained(

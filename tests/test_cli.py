@@ -12,6 +12,7 @@ from tiny_tools import save_tiny
 from typer.testing import CliRunner
 
 from maftplus.cli_maftplus import app, check_model_folder, list_pictures, load_pipeline, plan_jobs
+from maftplus.train import demo
 from maftplus.visualization_maftplus import (
     Segment,
     label_image,
@@ -184,6 +185,30 @@ def test_a_missing_folder_inside_a_folder_is_not_looked_for_on_the_hub(tmp_path,
     with pytest.raises(ValueError, match="models/nope: there is no such model folder"):
         check_model_folder("models/nope")
     check_model_folder("user/name")
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub_ends_in_one_line(picture, tmp_path, monkeypatch):
+    def fail(name):
+        raise OSError(f"We could not connect to load {name}.\nCheck your connection.")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    result = run(picture, "--labels", "cat", "--model", "user/name", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.output.strip().startswith("error: user/name: no model folder here")
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_the_demo_writes_what_the_command_writes_and_prints_tables(tmp_path, capsys):
+    demo.main(["--out", str(tmp_path), "--num_scenes", "5"])
+    printed = capsys.readouterr().out
+    names = ["scene.json", "scene.png", "scene_labels.png", "scene_overlay.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    segments = json.loads((tmp_path / "scene.json").read_text())["segments"]
+    ids = np.asarray(Image.open(tmp_path / "scene_labels.png"))[..., 0]
+    assert set(np.unique(ids)) - {0} == {found["id"] for found in segments} != set()
+    assert Image.open(tmp_path / "scene.png").size == ids.shape[::-1]
+    for text in ("score", "area", segments[0]["label"], "5 fresh scenes", "harmonic"):
+        assert text in printed
 
 
 def test_a_missing_picture_is_said_to_be_missing(folder, tmp_path):
