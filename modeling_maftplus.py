@@ -645,10 +645,10 @@ def _check_vocabulary(
     if torch.compiler.is_compiling():  # what follows reads values, which would break a graph
         return
     least, most = int(text_class_ids.min()), int(text_class_ids.max())
-    if least < 0 or seen_classes is not None and seen_classes.shape != (most + 1,):
+    if least < 0 or seen_classes is not None and (seen_classes.ndim != 1 or len(seen_classes) <= most):
         got = None if seen_classes is None else tuple(seen_classes.shape)
         raise ValueError(
-            f"`text_class_ids` must count classes from 0 and `seen_classes` must have one entry a class; got ids from "
+            f"`text_class_ids` must count classes from 0 and `seen_classes` must have an entry for each; got ids from "
             f"{least} to {most} and {got} entries."
         )
 
