@@ -17,13 +17,13 @@ import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from torch import Tensor
 from transformers import (
-    AutoImageProcessor,
     AutoModelForUniversalSegmentation,
     CLIPTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17's top level wants torchvision
 from transformers.utils import cached_file, logging
 
 from .clip_maftplus import MaftPlusCLIPModel

@@ -228,7 +228,8 @@ FRESH_PROCESS = """
 import json, sys
 import numpy as np, torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+from transformers import AutoModelForUniversalSegmentation
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17: the top level wants torchvision
 
 for folder, golden, out in json.loads(sys.argv[1]):
     arrays = np.load(golden)
