@@ -78,6 +78,7 @@ class YardstickSegmenter(nn.Module):
 
 
 def main() -> int:
+    """Measure, print the table, return the exit code: 1 beyond a limit."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     model = build_model(arguments)
@@ -93,6 +94,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("base", "large"), default="base")
     parser.add_argument("--classes", type=int, choices=tuple(SYNONYMS), default=150)

@@ -25,6 +25,7 @@ VIT_B16 = {"model_type": "clip_vision_model", "patch_size": 16}  # the other siz
 
 
 def main() -> int:
+    """Measure, print the table, return the exit code: 1 beyond a limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))

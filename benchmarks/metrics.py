@@ -28,6 +28,7 @@ METRICS = Path(__file__).parents[1] / "train" / "metrics"
 
 
 def main() -> None:
+    """Measure, print the table, return the exit code: 1 beyond a limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of 5 images each; the fastest counts")
     parser.add_argument("--images", type=int, default=400, help="images of the memory measurement")

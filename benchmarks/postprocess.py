@@ -44,6 +44,7 @@ CASES = [
 
 
 def main() -> int:
+    """Measure, print the table, return the exit code: 1 beyond a limit."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
@@ -59,6 +60,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)

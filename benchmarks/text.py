@@ -33,6 +33,7 @@ PROMPT_LENGTHS = {8: 37, 9: 259, 10: 211, 11: 276, 12: 179, 13: 34, 14: 3, 15: 1
 
 
 def main() -> int:
+    """Measure, print the table, return the exit code: 1 beyond a limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=Path, default=Path("train/vocabularies/ade20k_847.json"))
     parser.add_argument("--bpe", type=Path, help="OpenAI's bpe_simple_vocab_16e6.txt.gz: count the lengths anew")

@@ -25,6 +25,7 @@ from maftplus.train.trainer import freeze_all_but_trainable
 
 
 def main() -> None:
+    """Measure and print; there is no limit to exceed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--side", type=int, default=512, help="pixels of the square input")

@@ -33,6 +33,7 @@ UNSEEN = ("sheep", "cat", "chair", "road", "boat")
 
 
 def main() -> None:
+    """Measure and print; there is no limit to exceed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--msrc", type=Path, required=True, help="folder with Images and newsegmentations_mats")
     parser.add_argument("--embeddings", type=Path, required=True, help="(171, 512), in COCO-Stuff's order")
