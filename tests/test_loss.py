@@ -284,6 +284,21 @@ def test_compensation_reaches_the_student_only_and_refuses_narrow_maps():
         pooled_profiles(torch.rand(1, 2, 9, 3))
 
 
+def test_compensation_that_ignores_padding_is_that_of_the_pictures_alone():
+    student, teacher = torch.rand(2, 3, 8, 8, requires_grad=True), torch.rand(2, 3, 8, 8)
+    mask = torch.zeros(2, 64, 64)
+    mask[0, :64, :40], mask[1, :33, :16] = 1, 1  # 8 x 5 cells; 5 x 2, of which pooling makes 5 x 4
+    loss = compensation_loss(student, teacher, pixel_mask=mask)
+    alone = [compensation_loss(student[:1, :, :, :5], teacher[:1, :, :, :5])]
+    alone.append(compensation_loss(student[1:, :, :5, :4], teacher[1:, :, :5, :4]))
+    torch.testing.assert_close(loss, sum(alone) / 2)
+    torch.testing.assert_close(
+        compensation_loss(student, teacher, pixel_mask=mask * 0 + 1), compensation_loss(student, teacher)
+    )
+    loss.backward()
+    assert student.grad[0, :, :, 5:].abs().sum() == student.grad[1, :, 5:].abs().sum() == 0
+
+
 def test_distillation_is_zero_for_equal_logits_and_blind_to_void():
     student, teacher = torch.tensor([[0.0, 0.0, 5.0]]), torch.tensor([[math.log(3), 0.0, -5.0]])
     assert distillation_loss(teacher, teacher) == 0

@@ -2,7 +2,8 @@
 
 Sources: arXiv 2408.00744, "Representation Compensation"; arXiv 2310.00240, section 3.3, "Self-distillation Loss".
 Both are means over images written as a sum over a count, so that the count may span processes and steps.
-Shapes: B images, C channels, h x w last feature map, K classes (+1 = void, last), S pooled numbers of an image.
+Shapes: B images, C channels, h x w last feature map, H x W padded input, K classes (+1 = void, last), S pooled numbers
+of an image.
 """
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 POOLING_SCALES = (1, 2, 4)
 
 
-def compensation_loss(student: Tensor, teacher: Tensor, num_images: Tensor | float | None = None) -> Tensor:
+def compensation_loss(
+    student: Tensor, teacher: Tensor, num_images: Tensor | float | None = None, pixel_mask: Tensor | None = None
+) -> Tensor:
     """
     SmoothL1 between the pooled profiles of two feature maps (B, C, h, w); unweighted.
 
@@ -20,17 +23,20 @@ def compensation_loss(student: Tensor, teacher: Tensor, num_images: Tensor | flo
         student: Map of the trained tower; gradients reach it.
         teacher: Map of the frozen tower, same shape.
         num_images: Divisor, by default B.
+        pixel_mask: (B, H, W), 1 on the picture. Where given, every map is cut to the cells that show some picture, so
+            that padding counts for nothing (`loss_padding="ignored"`); the released code keeps padding.
 
     Raises:
         ValueError: if the shapes differ or the map is narrower than 4, which leaves nothing to pool at scale 4.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"`student` {tuple(student.shape)} and `teacher` {tuple(teacher.shape)} must have one shape.")
+    pairs = [(student.float(), teacher.float())]
+    if pixel_mask is not None:
+        pairs = _cut_to_pictures(*pairs[0], pixel_mask)
     with torch.autocast(student.device.type, enabled=False):
-        difference = F.smooth_l1_loss(
-            pooled_profiles(student.float()), pooled_profiles(teacher.float()).detach(), reduction="none"
-        )
-    return difference.mean(-1).sum() / (student.shape[0] if num_images is None else num_images)
+        total = sum(_profile_difference(ours, theirs) for ours, theirs in pairs)
+    return total / (student.shape[0] if num_images is None else num_images)
 
 
 def pooled_profiles(features: Tensor) -> Tensor:
@@ -68,6 +74,28 @@ def distillation_loss(
     teacher = teacher_logits.detach().float()[..., :-1].softmax(-1)
     difference = F.smooth_l1_loss(student, teacher, reduction="none").mean(-1)
     return difference.sum() / (len(student) if num_images is None else num_images)
+
+
+def _profile_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over an image's profile, summed over images."""
+    ours, theirs = pooled_profiles(student), pooled_profiles(teacher).detach()
+    return F.smooth_l1_loss(ours, theirs, reduction="none").mean(-1).sum()
+
+
+def _cut_to_pictures(student: Tensor, teacher: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Both maps image by image without padding, which lies right and below; as wide as pooling needs at least."""
+    mask = pixel_mask.bool()
+    pictures = torch.stack(
+        [mask.any(2).sum(-1), mask.any(1).sum(-1)], dim=-1
+    ).tolist()  # B x (height, width) in pixels
+    pairs = []
+    for index, picture in enumerate(pictures):
+        height, width = (
+            -(-size * cells // padded) for size, cells, padded in zip(picture, student.shape[-2:], mask.shape[-2:])
+        )
+        window = slice(index, index + 1), slice(None), slice(height), slice(max(width, max(POOLING_SCALES)))
+        pairs.append((student[window], teacher[window]))
+    return pairs
 
 
 def _profiles(pooled: Tensor) -> Tensor:

@@ -260,7 +260,8 @@ class MaftPlusTrainer(Trainer):
             vision = self.teacher.encode_image(self._clip_pixels(inputs["pixel_values"]))
         losses = {}
         if self._compensates:
-            loss = compensation_loss(outputs.dense_features, vision.dense_features, num_images)
+            valid = inputs.get("pixel_mask") if config.loss_padding == "ignored" else None
+            loss = compensation_loss(outputs.dense_features, vision.dense_features, num_images, valid)
             losses["loss_compensation"] = config.compensation_weight * loss
         if self._distils:
             with torch.no_grad():
