@@ -1,6 +1,9 @@
 """train/run.py: recipes hold the published settings; one command trains, evaluates and leaves a model with a card."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,22 @@ def test_one_command_trains_evaluates_and_leaves_what_it_would_push(tmp_path, mo
     model = AutoModelForUniversalSegmentation.from_pretrained(out)
     assert model.config.id2label == {0: "cat", 1: "grass", 2: "sky"}
     assert AutoProcessor.from_pretrained(out).image_processor.size["shortest_edge"] == 96
+
+
+def test_accelerate_launch_starts_processes_that_train_as_one(tmp_path):
+    options = {**_write_data(tmp_path), "output_dir": tmp_path / "out", "per_device_train_batch_size": 1}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    script = [str(RECIPES.parent / "run.py"), str(RECIPES / "overfit.yaml"), "--do_train", "--use_cpu", *given]
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+    }  # no `accelerate config` there
+    command = [sys.executable, *launcher, *script, "--max_steps", "1", "--logging_steps", "1"]
+    subprocess.run(command, check=True, env={**os.environ, **settings}, timeout=300, capture_output=True)
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["epoch"] == 1  # both pictures, one on each process
 
 
 def _write_data(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
     accelerate launch train/run.py train/recipes/maftplus_base.yaml --do_train --do_eval \\
         --data_root datasets --clip_name_or_path converted/convnext_base --output_dir runs/base
-    python train/run.py train/recipes/overfit.yaml --do_train --data_root photographs --max_steps 100
+    python train/run.py train/recipes/overfit.yaml --do_train --do_eval --image_folder IMAGES --label_folder LABEL_MAPS
+    accelerate launch --multi_gpu --num_processes 2 train/run.py RECIPE ... --use_cpu    # two processes without GPUs
     python train/run.py train/recipes/maftplus_base.yaml --do_eval --data_root datasets --model_name_or_path runs/base
     accelerate launch train/run.py --do_eval --benchmarks ade20k_150 pascal_context_459 --data_root datasets \\
         --model_name_or_path runs/base --output_dir runs/eval
@@ -363,6 +364,7 @@ def _write_results(
     folder.mkdir(parents=True, exist_ok=True)
     if metrics:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        logger.info("%s", json.dumps(metrics, indent=2))
     if trainer.args.do_train:
         recipe = Path(arguments[0]).read_text(encoding="utf-8") if _is_recipe(arguments) else ""
         write_card(folder, trainer, metrics, data_args, shlex.join(["python", "train/run.py", *arguments]), recipe)
