@@ -83,6 +83,7 @@ def test_one_command_trains_evaluates_and_leaves_what_it_would_push(tmp_path, mo
     metrics = main([str(RECIPES / "overfit.yaml"), "--do_train", "--do_eval", "--push_to_hub", *given, *tiny])
     out = tmp_path / "out"
     assert 0 <= metrics["eval_mean_iou"] <= 1
+    assert 0 <= metrics["eval_clip_mean_iou"] <= 1
     assert 0 <= metrics["eval_in_vocabulary_mean_iou"] <= 1
     assert metrics["eval_num_images"] == 2
     manifest = json.loads((out / MANIFEST).read_text())
@@ -94,7 +95,10 @@ def test_one_command_trains_evaluates_and_leaves_what_it_would_push(tmp_path, mo
     assert "--do_train --do_eval" in card
     model = AutoModelForUniversalSegmentation.from_pretrained(out)
     assert model.config.id2label == {0: "cat", 1: "grass", 2: "sky"}
-    assert AutoProcessor.from_pretrained(out).image_processor.size["shortest_edge"] == 96
+    assert model.config.seen_ids == [0, 1, 2]
+    processor = AutoProcessor.from_pretrained(out)
+    assert processor.image_processor.size["shortest_edge"] == 96
+    assert processor(text=["kitten", "house"], return_tensors="pt")["seen_classes"].tolist() == [True, False]
 
 
 def test_accelerate_launch_starts_processes_that_train_as_one(tmp_path):

@@ -32,7 +32,7 @@ from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
 from maftplus.conversion.tokenizer import END, START, build_clip_tokenizer, byte_tokens
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.processing_maftplus import MaftPlusProcessor, find_seen_classes
 from maftplus.train.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
 from maftplus.train.benchmarking import BenchmarkArguments, run_benchmarks
 from maftplus.train.card import write_card
@@ -108,7 +108,7 @@ class DataArguments(BenchmarkArguments):
         default=None, metadata=_help('JSON; {"shortest_edge": 800, "longest_edge": 1333} of evaluation and use.')
     )
     do_compare_scores: bool = field(
-        default=False, metadata=_help("Evaluate the segmenter's own class scores too, beside CLIP's.")
+        default=False, metadata=_help("Evaluate by CLIP's and by the segmenter's class scores apart, too.")
     )
 
     def __post_init__(self):
@@ -180,6 +180,9 @@ def build_trainer(
         raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
     processor = build_processor(model_args, data_args)
     model = build_model(model_args)
+    if args.do_train:
+        learnt = _class_words(train_data.vocabulary, model_args)
+        processor.training_classes = [*(processor.training_classes or []), *learnt]
     store_vocabulary(model, processor, data.vocabulary, model_args)
     void = void_value(data)
     if train_data is not None:
@@ -266,10 +269,12 @@ def store_vocabulary(
     """
     The classes of the data become the model's: names, synonyms, stuff and embeddings are saved with it.
 
+    Those among the processor's `training_classes` count as seen, which the geometric ensemble reads.
+
     Raises:
         ValueError: if `class_embeddings` do not fit the classes and the model.
     """
-    classes = vocabulary.prompts if args.use_synonyms else [[name] for name in vocabulary.names]
+    classes = _class_words(vocabulary, args)
     stuff = [classes[index] for index in vocabulary.stuff or ()]
     if args.class_embeddings is None:
         with torch.no_grad():
@@ -282,7 +287,9 @@ def store_vocabulary(
             f"`class_embeddings` must be {expected} (classes, joint space), {args.class_embeddings} holds "
             f"{tuple(rows.shape)}."
         )
-    model.config.store_vocabulary([[name] for name in vocabulary.names], list(vocabulary.stuff or ()), [])
+    names = [[name] for name in vocabulary.names]
+    seen = find_seen_classes(names, processor.training_classes) if processor.training_classes else ()
+    model.config.store_vocabulary(names, list(vocabulary.stuff or ()), np.flatnonzero(seen).tolist())
     model.vocabulary_embeds = F.normalize(rows, dim=-1)
 
 
@@ -301,6 +308,10 @@ def find_checkpoint(args: MaftPlusTrainingArguments) -> str | None:
     if checkpoint is None:
         raise FileNotFoundError(f"{args.output_dir} holds no checkpoint to resume from.")
     return checkpoint
+
+
+def _class_words(vocabulary: Vocabulary, args: ModelArguments) -> list[list[str]]:
+    return vocabulary.prompts if args.use_synonyms else [[name] for name in vocabulary.names]
 
 
 def _eval_data(args: DataArguments) -> SegmentationDataset:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from maftplus.modeling_maftplus import class_log_probabilities
 from maftplus.train.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 from maftplus.train.data import semantic_labels
 
@@ -47,7 +48,8 @@ class CountedEvaluation:
         ignore_index: Value of unlabelled pixels in semantic maps.
         stuff: Classes that are stuff.
         seen: Classes of training, for seen and unseen figures.
-        do_compare_scores: Also count by the segmenter's own class scores (`in_vocabulary_...`), beside CLIP's.
+        do_compare_scores: Beside the final class scores (their ensemble, as the configuration weighs it) also count by
+            CLIP's alone (`clip_...`) and by the segmenter's alone (`in_vocabulary_...`).
     """
 
     image_processor: Any
@@ -61,12 +63,10 @@ class CountedEvaluation:
     _num_samples: int = field(default=0, init=False, repr=False)
 
     def rows(self, outputs: Any, references: Sequence[dict[str, Any]]) -> Tensor:
-        """(B, R) float64: confusion matrices, then panoptic counts; by CLIP's scores, then by the segmenter's."""
-        pieces = [self._matrices(outputs, references)]
-        if self.do_compare_scores:
-            pieces.append(self._matrices(_with_own_scores(outputs), references))
+        """(B, R) float64: confusion matrices by each kind of scores, then panoptic counts likewise."""
+        kinds = [outputs, *_with_parts_of_the_scores(outputs)] if self.do_compare_scores else [outputs]
+        pieces = [self._matrices(kind, references) for kind in kinds]
         if self.task == "panoptic":
-            kinds = [outputs, _with_own_scores(outputs)] if self.do_compare_scores else [outputs]
             pieces += [self._panoptic_counts(kind, references) for kind in kinds]
         rows = np.concatenate([piece.reshape(len(references), -1) for piece in pieces], axis=1)
         return torch.from_numpy(rows.astype(np.float64))
@@ -117,7 +117,7 @@ class CountedEvaluation:
         )
 
     def _figures(self, counts: np.ndarray) -> dict[str, float]:
-        prefixes = ("", "in_vocabulary_")[: 1 + self.do_compare_scores]
+        prefixes = ("", "clip_", "in_vocabulary_") if self.do_compare_scores else ("",)
         side, figures = self.num_labels + 1, {}
         matrices = counts[: side**2 * len(prefixes)].reshape(-1, side, side)
         keys = SEMANTIC_KEYS if self.seen is None else SEMANTIC_KEYS + SEEN_KEYS
@@ -131,8 +131,10 @@ class CountedEvaluation:
         return figures
 
 
-def _with_own_scores(outputs: Any) -> Any:
-    """The outputs with the segmenter's class scores in place of the final ones."""
-    changed = copy.copy(outputs)
-    changed["class_queries_logits"] = outputs["in_vocab_logits"].log_softmax(-1)
-    return changed
+def _with_parts_of_the_scores(outputs: Any) -> tuple[Any, Any]:
+    """The outputs with CLIP's class scores alone in place of the final ones, and with the segmenter's alone."""
+    by_clip, by_segmenter = copy.copy(outputs), copy.copy(outputs)
+    clip_scores = outputs["out_vocab_logits"], outputs["void_probabilities"]
+    by_clip["class_queries_logits"] = class_log_probabilities(*clip_scores)
+    by_segmenter["class_queries_logits"] = outputs["in_vocab_logits"].log_softmax(-1)
+    return by_clip, by_segmenter
