@@ -117,6 +117,30 @@ def test_accelerate_launch_starts_processes_that_train_as_one(tmp_path):
     assert state["epoch"] == 1  # both pictures, one on each process
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_data_of_the_hub_train_and_a_resumed_run_sees_the_same_pictures(tmp_path, streaming):
+    datasets = pytest.importorskip("datasets")
+    files = _write_data(tmp_path)
+    rows = [
+        {"file_name": name, **{kind: Image.open(tmp_path / f"{kind}s" / name) for kind in ("image", "label")}}
+        for name in ("0.png", "1.png")
+    ]
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
+    options = {"dataset": f"hub:{tmp_path / 'data'}", "vocabulary": files["vocabulary"], "streaming": streaming}
+    options.update(per_device_train_batch_size=1, save_strategy="steps", save_steps=2, logging_steps=1, max_steps=3)
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    common = [str(RECIPES / "overfit.yaml"), "--do_train", "--use_cpu", "--disable_tqdm", "true", *given]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main([*common, "--output_dir", str(whole)])
+    main([*common, "--output_dir", str(resumed), "--resume_from_checkpoint", str(whole / "checkpoint-2")])
+    assert "streamed" in (whole / "README.md").read_text()
+    last = [json.loads((folder / "trainer_state.json").read_text())["log_history"][2] for folder in (whole, resumed)]
+    assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="--benchmarks hub:"):
+        main([*common, "--do_eval", "--output_dir", str(whole)])
+
+
 def _write_data(folder: Path) -> dict[str, Path]:
     """Two pictures of 96 x 128 with label maps, and a vocabulary of three classes."""
     for name in ("images", "labels"):

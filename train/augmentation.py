@@ -6,14 +6,15 @@ Sources of the settings: large-scale jitter, arXiv 2012.07177; colour, arXiv 151
 Shapes: a picture (H, W, 3) uint8 RGB, a label map (H, W) int32 of class or segment ids.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 GREY = 128
 VOID_ID = -1  # no segment and no class has it, while 0 may be a class and 255 a segment
@@ -159,16 +160,54 @@ class AugmentedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = _without_void_and_crowds(self.dataset[index])
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        point_seed = int(rng.integers(2**62))
-        image = np.asarray(sample["image"].convert("RGB") if hasattr(sample["image"], "convert") else sample["image"])
-        labels = np.asarray(sample["segmentation_map"]).astype(np.int32)
-        _check_same_size(sample["name"], image, labels)
-        for transform in self.transforms:
-            image, labels = transform(image, labels, rng)
-        sample.update(image=np.ascontiguousarray(image), segmentation_map=np.ascontiguousarray(labels))
-        return {**sample, "point_seed": point_seed}
+        return augmented(self.dataset[index], self.transforms, [self.seed, self.epoch, index])
+
+
+class AugmentedStream(IterableDataset):
+    """
+    As `AugmentedDataset`, for samples that only come in a row (`HubDataset`), again and again without an end.
+
+    Every process reads the whole stream and keeps its own batches of it, so a run on several processes, or one that is
+    resumed, sees the very pictures of an uninterrupted one. Train with `max_steps`.
+
+    Args:
+        dataset: Iterates over samples. Where its `rows` have `set_epoch(n)`, it is called before each reading: a
+            shuffled stream of `datasets` then comes in a new order.
+    """
+
+    def __init__(self, dataset: Any, transforms: Sequence[Transform] = (), seed: int = 0):
+        self.dataset, self.transforms, self.seed = dataset, list(transforms), seed
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """
+        Raises:
+            ValueError: if several workers would each bring every sample, or the stream is empty.
+        """
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ValueError("A stream is read by one worker: set `dataloader_num_workers` to 0 or 1.")
+        for reading in itertools.count():
+            if hasattr(self.dataset.rows, "set_epoch"):
+                self.dataset.rows.set_epoch(reading)
+            index = -1
+            for index, sample in enumerate(self.dataset):
+                yield augmented(sample, self.transforms, [self.seed, reading, index])
+            if index < 0:
+                raise ValueError(f"{self.dataset.name} holds no sample.")
+
+
+def augmented(sample: dict[str, Any], transforms: Sequence[Transform], seed: list[int]) -> dict[str, Any]:
+    """The sample after the transforms, with its `point_seed`; `seed` decides everything random."""
+    sample = _without_void_and_crowds(sample)
+    rng = np.random.default_rng(seed)
+    point_seed = int(rng.integers(2**62))
+    image = np.asarray(sample["image"].convert("RGB") if hasattr(sample["image"], "convert") else sample["image"])
+    labels = np.asarray(sample["segmentation_map"]).astype(np.int32)
+    _check_same_size(sample["name"], image, labels)
+    for transform in transforms:
+        image, labels = transform(image, labels, rng)
+    sample.update(image=np.ascontiguousarray(image), segmentation_map=np.ascontiguousarray(labels))
+    return {**sample, "point_seed": point_seed}
 
 
 @dataclass

@@ -66,7 +66,7 @@ def write_card(
         metadata=_metadata(folder.name, metrics, data_args.eval_dataset or data_name).to_yaml(),
         title=folder.name,
         data=data_name,
-        num_samples=len(trainer.train_dataset),
+        num_samples=len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "streamed",
         num_classes=trainer.data_collator.num_classes,
         steps=trainer.state.global_step,
         images_per_step=trainer.args.train_batch_size

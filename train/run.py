@@ -33,15 +33,23 @@ from maftplus.conversion.tokenizer import END, START, build_clip_tokenizer, byte
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, find_seen_classes
-from maftplus.train.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
-from maftplus.train.benchmarking import BenchmarkArguments, run_benchmarks
+from maftplus.train.augmentation import (
+    AugmentedDataset,
+    AugmentedStream,
+    TrainingCollator,
+    build_transforms,
+    void_value,
+)
+from maftplus.train.benchmarking import HUB, BenchmarkArguments, run_benchmarks
 from maftplus.train.card import write_card
 from maftplus.train.data import (
     BENCHMARKS,
+    HubDataset,
     SegmentationDataset,
     load_benchmark,
     load_coco_panoptic,
     load_folder,
+    load_hub,
 )
 from maftplus.train.evaluation import scalar_figures
 from maftplus.train.hub import push_folder
@@ -87,7 +95,8 @@ class DataArguments(BenchmarkArguments):
     """What to train and to evaluate on."""
 
     dataset: str | None = field(
-        default=None, metadata=_help(f"'folder', 'coco_panoptic_json' or one of {', '.join(BENCHMARKS)}.")
+        default=None,
+        metadata=_help(f"'folder', 'coco_panoptic_json', 'hub:NAME' (training) or one of {', '.join(BENCHMARKS)}."),
     )
     data_root: str | None = field(default=None, metadata=_help("Folder of the benchmark's official layout."))
     train_split: str = field(default="train", metadata=_help("Split to train on."))
@@ -97,6 +106,9 @@ class DataArguments(BenchmarkArguments):
     label_folder: str | None = field(default=None, metadata=_help("The same: label maps or panoptic PNGs."))
     panoptic_json: str | None = field(default=None, metadata=_help("'coco_panoptic_json': the JSON file."))
     vocabulary: str | None = field(default=None, metadata=_help("Vocabulary of these two: a name or a file."))
+    shuffle_buffer_size: int = field(
+        default=1000, metadata=_help("'hub:NAME' with --streaming: pictures kept at hand to draw from; 0: in order.")
+    )
     ignore_index: int | None = field(default=None, metadata=_help("'folder': value of unlabelled pixels."))
     do_reduce_labels: bool = field(default=False, metadata=_help("'folder': 0 is unlabelled, others count from 1."))
     max_train_samples: int | None = field(default=None, metadata=_help("Train on the first so many samples."))
@@ -134,7 +146,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             return {}
         trainer.save_model()
         trainer.save_state()
-    metrics = trainer.evaluate() if args.do_eval else {}
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None and args.do_eval else {}
     if args.do_eval and data_args.benchmarks:
         metrics |= _evaluate(trainer.model, trainer.processing_class, data_args, args, arguments)
     if trainer.is_world_process_zero():
@@ -187,7 +199,8 @@ def build_trainer(
     void = void_value(data)
     if train_data is not None:
         transforms = build_transforms(data_args.augmentation, ignore_index=void)
-        train_data = AugmentedDataset(train_data, transforms, seed=args.seed)
+        kind = AugmentedStream if isinstance(train_data, HubDataset) else AugmentedDataset
+        train_data = kind(train_data, transforms, seed=args.seed)
     return MaftPlusTrainer(
         model=model,
         args=args,
@@ -201,7 +214,7 @@ def build_trainer(
     )
 
 
-def load_data(args: DataArguments, split: str, name: str | None = None) -> SegmentationDataset:
+def load_data(args: DataArguments, split: str, name: str | None = None) -> SegmentationDataset | HubDataset:
     """
     The data set `name` (default `args.dataset`), cut to its first samples where asked for.
 
@@ -222,12 +235,29 @@ def load_data(args: DataArguments, split: str, name: str | None = None) -> Segme
     elif name == "coco_panoptic_json":
         files = [_required(args, key) for key in ("panoptic_json", "image_folder", "label_folder")]
         data = load_coco_panoptic(*files, load_vocabulary(_required(args, "vocabulary")))
+    elif name is not None and name.startswith(HUB):
+        return _load_hub(args, split, name.removeprefix(HUB))
     else:
         raise ValueError(
-            f"`dataset` must be 'folder', 'coco_panoptic_json' or one of {', '.join(BENCHMARKS)}, got {name!r}."
+            f"`dataset` must be 'folder', 'coco_panoptic_json', 'hub:NAME' or one of {', '.join(BENCHMARKS)}, "
+            f"got {name!r}."
         )
     most = args.max_train_samples if split == args.train_split else args.max_eval_samples
     return data if most is None else replace(data, items=data.items[:most])
+
+
+def _load_hub(args: DataArguments, split: str, name: str) -> HubDataset:
+    """Samples of the Hub to train on, shuffled: all of them, or within a buffer where they stream."""
+    options = {"image_column": args.image_column, "label_column": args.label_column, "streaming": args.streaming}
+    options.update(ignore_index=args.ignore_index, do_reduce_labels=args.do_reduce_labels)
+    data = load_hub(name, split, load_vocabulary(_required(args, "vocabulary")), **options)
+    rows = data.rows
+    if args.max_train_samples is not None:
+        rows = rows.take(args.max_train_samples)
+    if not args.streaming:
+        return replace(data, rows=rows.to_iterable_dataset().shuffle(seed=0, buffer_size=len(rows)))
+    size = args.shuffle_buffer_size
+    return replace(data, rows=rows.shuffle(seed=0, buffer_size=size) if size else rows)
 
 
 def build_processor(model_args: ModelArguments, data_args: DataArguments) -> MaftPlusProcessor:
@@ -314,8 +344,14 @@ def _class_words(vocabulary: Vocabulary, args: ModelArguments) -> list[list[str]
     return vocabulary.prompts if args.use_synonyms else [[name] for name in vocabulary.names]
 
 
-def _eval_data(args: DataArguments) -> SegmentationDataset:
-    return load_data(args, args.eval_split, args.eval_dataset)
+def _eval_data(args: DataArguments) -> SegmentationDataset | None:
+    """What the trainer evaluates on; data of the Hub are for `--benchmarks`."""
+    name = args.eval_dataset or args.dataset
+    if name is not None and name.startswith(HUB):
+        if not args.benchmarks:
+            raise ValueError(f"Evaluate {name} with `--benchmarks {name}=VOCABULARY`, or name an `eval_dataset`.")
+        return None
+    return load_data(args, args.eval_split, name)
 
 
 def _evaluate(

@@ -166,6 +166,8 @@ class MaftPlusTrainer(Trainer):
 
     def __init__(self, *args, teacher: nn.Module | None = None, eval_collator: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
+        # By default process 0 would read streams and send the others pieces of tensors; masks come in lists.
+        self.accelerator.dataloader_config.dispatch_batches = False
         self.eval_collator = eval_collator
         self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
         freeze_all_but_trainable(self.model)
