@@ -177,12 +177,11 @@ def set_criterion(
     class_logits, mask_logits = class_logits.float(), mask_logits.float()
     matches = match(config, class_logits, mask_logits, targets, None if points is None else points.matcher)
     matched_logits = torch.cat([masks[source] for masks, (source, _) in zip(mask_logits, matches)])  # (M, h, w)
-    matched_labels = [target.masks[chosen] for target, (_, chosen) in zip(targets, matches)]
     if points is None:
         points = _important_points(config, matched_logits.detach(), targets, matches)
     else:
         points = points.mask_loss.to(matched_logits)
-    sampled_labels = _sample_per_image(matched_labels, points)
+    sampled_labels = _sample_matched(targets, matches, points)
     sampled_logits = sample_points(matched_logits, points)  # (M, R)
     return {
         "loss_ce": class_loss(config, class_logits, targets, matches) / _at_least_one(counts[CLASS_WEIGHT]),
@@ -396,10 +395,17 @@ def _random_points(shape: tuple[int, int], target: Target) -> Tensor:
     return points if target.extent is None else points * target.extent
 
 
-def _sample_per_image(masks: Sequence[Tensor], points: Tensor) -> Tensor:
-    """Labels at each object's own points: a list of (N, H, W), points (M, R, 2) -> (M, R)."""
-    pieces = points.split([len(m) for m in masks])
-    return torch.cat([sample_points(m, p) for m, p in zip(masks, pieces)])
+def _sample_matched(targets: Sequence[Target], matches, points: Tensor) -> Tensor:
+    """Labels of the matched objects at their points (M, R, 2) -> (M, R).
+
+    Points are put into the objects' order, not masks into the points': masks are by far the larger.
+    """
+    found = []
+    for target, (_, chosen), own in zip(targets, matches, points.split([len(chosen) for _, chosen in matches])):
+        objects, order = chosen.sort()
+        masks = target.masks if len(objects) == len(target.masks) else target.masks[objects]
+        found.append(sample_points(masks, own[order])[order.argsort()])
+    return torch.cat(found)
 
 
 def _at_least_one(count: Tensor | float) -> Tensor | float:

@@ -109,7 +109,7 @@ class MaftPlusPixelDecoder(nn.Module):
         levels = [project(x) for project, x in zip(self.input_projections, reversed(coarser))]
         levels = self._refine(levels)  # coarse to fine
         upsampled = F.interpolate(levels[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
-        fused = self.output(self.lateral(finest) + upsampled).relu_()
+        fused = _relu(self.output(self.lateral(finest) + upsampled))
         return self.mask_features(fused), levels
 
     def _refine(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
@@ -152,7 +152,7 @@ class MaftPlusDeformableLayer(GradientCheckpointingLayer):
         """Tokens (B, S, C), their position (1, S, C) and their `_anchors` (2, S, 1, L * P) -> (B, S, C)."""
         attended = self.self_attn(tokens + position, tokens, anchors, sizes)
         tokens = self.self_attn_layer_norm(tokens + attended)
-        return self.final_layer_norm(tokens + self.fc2(self.fc1(tokens).relu_()))
+        return self.final_layer_norm(tokens + self.fc2(_relu(self.fc1(tokens))))
 
 
 class MaftPlusDeformableAttention(nn.Module):
@@ -302,16 +302,17 @@ class MaftPlusMaskDecoder(nn.Module):
         level_features = [_resize(mask_features.detach(), level.shape[-2:]).flatten(2) for level in levels]
         query_position = self.queries_embedder.weight
         queries = self.queries_features.weight.expand(mask_features.shape[0], -1, -1)  # (B, Q, C)
-        predictions = []
+        predicting = []  # what predictions are made of, (B, Q, C) each
         for index, layer in enumerate(self.layers):
             normed = self.layer_norm(queries)
             if output_auxiliary_logits:
-                predictions.append(self._predict(normed, mask_features))
+                predicting.append(normed)
             level = index % len(levels)
             visible = self._visible(normed, level_features[level])  # (B, Q, h_l * w_l)
             queries = layer(queries, query_position, *memories[level], visible)
-        predictions.append(self._predict(self.layer_norm(queries), mask_features))
-        return predictions
+        predicting.append(self.layer_norm(queries))
+        found = self._predict(torch.cat(predicting, dim=1), mask_features)  # all at once: one gradient of the features
+        return list(zip(*(part.split(queries.shape[1], dim=1) for part in found)))
 
     def _memory(self, index: int, level: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a level, (B, h_l * w_l, C); only keys carry the position."""
@@ -355,7 +356,7 @@ class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
         queries = self.cross_attn_layer_norm(queries + attended)
         placed = queries + position
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
-        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu_()))
+        return self.final_layer_norm(queries + self.fc2(_relu(self.fc1(queries))))
 
 
 class MaftPlusAttention(nn.Module):
@@ -399,6 +400,11 @@ class MaftPlusMLP(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         first, second, last = self.layers
         return last(second(first(tokens).relu()).relu())
+
+
+def _relu(values: Tensor) -> Tensor:
+    """In place where no gradient needs the input: a fresh map costs page faults, and autograd copies views."""
+    return values.relu() if torch.is_grad_enabled() else values.relu_()
 
 
 def pool_masks(features: Tensor, mask_logits: Tensor) -> Tensor:

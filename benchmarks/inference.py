@@ -73,8 +73,14 @@ class YardstickSegmenter(nn.Module):
 
     def forward(self, feature_maps: list[Tensor], output_auxiliary_logits: bool = False) -> MaftPlusSegmenterOutput:
         mask_features, levels, masks, queries = self.modules_of_transformers(feature_maps)
-        pooled = self.head.pooled_proj(self.head.pooled_norm(pool_masks(mask_features, masks[-1])))
-        return MaftPlusSegmenterOutput(masks[-1], self.head.class_embedder(pooled + queries), mask_features, levels)
+        wanted = slice(None) if output_auxiliary_logits else slice(-1, None)
+        embeds = [self._embed(mask_features, *pair) for pair in zip(masks[wanted], queries[wanted])]
+        auxiliary = (tuple(masks[:-1]), tuple(embeds[:-1])) if output_auxiliary_logits else (None, None)
+        return MaftPlusSegmenterOutput(masks[-1], embeds[-1], mask_features, levels, *auxiliary)
+
+    def _embed(self, mask_features: Tensor, mask_logits: Tensor, queries: Tensor) -> Tensor:
+        pooled = self.head.pooled_proj(self.head.pooled_norm(pool_masks(mask_features, mask_logits)))
+        return self.head.class_embedder(pooled + queries)
 
 
 def main() -> int:

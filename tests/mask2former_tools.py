@@ -42,11 +42,13 @@ class Mask2FormerModules(nn.Module):
         self.pixel_decoder = modeling_mask2former.Mask2FormerPixelDecoder(theirs, feature_channels=channels)
         self.transformer = modeling_mask2former.Mask2FormerTransformerModule(config.hidden_dim, theirs)
 
-    def forward(self, feature_maps: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        """Mask features, levels coarse to fine, mask logits of every prediction, last normed queries (B, Q, C)."""
+    def forward(
+        self, feature_maps: list[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], list[Tensor]]:
+        """Mask features, levels coarse to fine, mask logits and normed queries (B, Q, C) of every prediction."""
         pixel = self.pixel_decoder(list(feature_maps), output_hidden_states=False)
         found = self.transformer(pixel.multi_scale_features, pixel.mask_features)
-        queries = found.intermediate_hidden_states[-1].transpose(0, 1)
+        queries = [states.transpose(0, 1) for states in found.intermediate_hidden_states]
         return pixel.mask_features, pixel.multi_scale_features, found.masks_queries_logits, queries
 
 
