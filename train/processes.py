@@ -20,6 +20,6 @@ def process_state() -> PartialState:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes == 1 and started > 1:
         raise RuntimeError(
-            f"{started} processes were started, but each runs alone; pass `--use_cpu` with torchrun on CPUs."
+            f"{started} processes were started, but each runs alone; pass `--use_cpu` where there are no GPUs."
         )
     return state

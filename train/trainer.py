@@ -21,6 +21,7 @@ from transformers.utils import logging
 from maftplus.loss_maftplus import NUM_IMAGES, count_targets
 from maftplus.modeling_maftplus import classification_logits
 from maftplus.train.losses import compensation_loss, distillation_loss
+from maftplus.train.processes import process_state
 
 logger = logging.get_logger(__name__)
 
@@ -166,6 +167,7 @@ class MaftPlusTrainer(Trainer):
 
     def __init__(self, *args, teacher: nn.Module | None = None, eval_collator: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
+        process_state()  # refuses processes that would train apart, into one folder
         # By default process 0 would read streams and send the others pieces of tensors; masks come in lists.
         self.accelerator.dataloader_config.dispatch_batches = False
         self.eval_collator = eval_collator
