@@ -1,12 +1,14 @@
-"""The papers' claims in the shapes world: what each part of MAFT+ adds, on fresh scenes, over several seeds.
+"""The papers' claims in the shapes world: what each part of MAFT+ and MAFT adds, on fresh scenes, over several seeds.
 
     python train/ablation.py --work runs/ablation --seeds 0 1 2 --out runs/ablation/ablation
     python train/ablation.py --seeds 0 --base runs/shapes_model     # one seed, on a finished make_shapes_model.py
 
 For every seed one pre-training and one segmenter on frozen CLIP (the first two steps of `make_shapes_model.py`, then
 `--base_steps` on whole scenes); every row then goes on from there for `--steps` on seen pairs, the control too, so
-that all rows have seen the same scenes as often. Steps are fixed, not minutes. Each run's figures are kept in its
-folder and not computed again.
+that all rows have seen the same scenes as often. The rows of the ViT have a pre-training of their own
+(`shapes_vit.py`) and one frozen proposer for all seeds, trained by `shapes_proposer.py` from the first seed's
+ConvNeXt: nothing but the scores of the same masks differs between them. Steps are fixed, not minutes. Each run's
+figures are kept in its folder and not computed again.
 
 Sources of the claims: arXiv 2310.00240 (mask-aware loss; `mask_sensitivity` is what it says CLIP lacks) and
 arXiv 2408.00744 (Representation Compensation, Content-Dependent Transfer).
@@ -16,6 +18,7 @@ import argparse
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,10 @@ from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.train.make_shapes_model import RECIPES, SMALL_LAYOUT, export, train
 from maftplus.train.pretrain import load_recipe, pretrain
+from maftplus.train.run import build_model, build_processor, parse_arguments
 from maftplus.train.shapes_evaluation import evaluate
+from maftplus.train.shapes_proposer import train_proposer
+from maftplus.train.shapes_vit import pool_patches
 
 logger = logging.getLogger("maftplus.train")
 
@@ -35,14 +41,15 @@ COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity")
 @dataclass(frozen=True)
 class Row:
     """
-    One row of the table: its name, what it sets in the model's configuration and in the recipe; `trains` is off for
-    the common start.
+    One row of the table: its name, the folder of its model, what it sets in the model's configuration. `trains` is off
+    for a common start; with `pools_patches` a ViT averages its patches under each mask, without mask-aware attention.
     """
 
     name: str
+    folder: str
     settings: dict = field(default_factory=dict)
-    options: tuple[str, ...] = ()
     trains: bool = True
+    pools_patches: bool = False
 
 
 FROZEN = {"mask_aware_weight": 0.0, "compensation_weight": 0.0, "cdt_form": "off"}
@@ -50,13 +57,18 @@ MASK_AWARE = {**FROZEN, "mask_aware_weight": 1.0}
 COMPENSATED = {**MASK_AWARE, "compensation_weight": 0.1}
 CDT = {**COMPENSATED, "cdt_form": "panoptic", "cdt_num_attention_heads": 4}
 ROWS = (
-    Row("frozen CLIP", trains=False),
-    Row("control: as long, no mask-aware loss", FROZEN),
-    Row("+ mask-aware loss", MASK_AWARE),
-    Row("+ compensation", COMPENSATED),
-    Row("+ CDT (true pixels)", CDT),
-    Row("+ CDT (released token order)", {**CDT, "cdt_token_order": "released"}),
-    Row("mask-aware loss alone, trunk ten times slower", MASK_AWARE, ("--trunk_lr_multiplier", "0.03")),
+    Row("frozen CLIP", "start", trains=False),
+    Row("control: as long, no mask-aware loss", "row_1", FROZEN),
+    Row("+ mask-aware loss", "row_2", MASK_AWARE),
+    Row("+ compensation", "row_3", COMPENSATED),
+    Row("+ CDT (true pixels)", "row_4", CDT),
+    Row("+ CDT (released token order)", "row_5", {**CDT, "cdt_token_order": "released"}),
+)
+VIT_ROWS = (
+    Row("ViT: frozen CLIP", "vit_start", trains=False, pools_patches=True),
+    Row("ViT: mask-aware attention, untrained", "vit_start", trains=False),
+    Row("ViT: MAFT without distillation", "vit_maft", {"distillation_weight": 0.0}),
+    Row("ViT: MAFT with distillation", "vit_maft_distilled", {"distillation_weight": 0.1}),
 )
 
 
@@ -71,11 +83,26 @@ def prepare(work: Path, seed: int, base_steps: int, base: Path | None = None) ->
         train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip), dropped=0.0)
     data = export(source / "data", 6000, seed, {})
     if not (start / "config.json").is_file():
-        run_row(Row("start", FROZEN), start, small, clip, data, seed, base_steps)
+        row = Row("start", "start", FROZEN)
+        run_row(row, work, small, clip, data, seed, base_steps)
     return clip, start, data
 
 
-def run_row(row: Row, output: Path, start: Path, clip: Path, data: Path, seed: int, num_steps: int) -> None:
+def prepare_vit(work: Path, seed: int, teacher: Path, proposer: Path) -> tuple[Path, Path]:
+    """The ViT's CLIP of a seed, and the untrained model of it and the proposer."""
+    clip, start = work / "vit_clip", work / "vit_start"
+    if not (clip / "config.json").is_file():
+        pretrain(load_recipe(RECIPES / "shapes_clip_vit.yaml", [f"seed={seed}"]), clip, teacher=teacher)
+    if not (start / "config.json").is_file():
+        paths = ["--clip_name_or_path", str(clip), "--proposer_name_or_path", str(proposer)]
+        options = [str(RECIPES / "shapes_maft.yaml"), *paths, "--output_dir", str(start)]
+        model_args, data_args, _ = parse_arguments(options)
+        build_model(model_args).save_pretrained(start)
+        build_processor(model_args, data_args).save_pretrained(start)
+    return clip, start
+
+
+def run_row(row: Row, work: Path, start: Path, clip: Path, data: Path, seed: int, num_steps: int) -> None:
     """Trains one row from `start`; the teacher is the CLIP that pre-training gave."""
     options = {
         "model_name_or_path": start,
@@ -84,16 +111,19 @@ def run_row(row: Row, output: Path, start: Path, clip: Path, data: Path, seed: i
         "max_steps": num_steps,
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    train("shapes.yaml", output, data, seed, *arguments, *row.options)
+    recipe, dropped = ("shapes_maft.yaml", 0.0) if row in VIT_ROWS else ("shapes.yaml", 0.5)
+    train(recipe, work / row.folder, data, seed, *arguments, dropped=dropped)
 
 
-def measure(folder: Path, num_scenes: int) -> dict[str, float]:
-    """Figures of the model in `folder` on scenes of the test split, from its `figures.json` if that is there."""
-    path = folder / f"figures_{num_scenes}.json"
+def measure(folder: Path, num_scenes: int, pools_patches: bool = False) -> dict[str, float]:
+    """Figures of the model in `folder` on scenes of the test split, from the file beside it if that is there."""
+    path = folder / f"figures_{num_scenes}{'_pooled' if pools_patches else ''}.json"
     if path.is_file():
         return json.loads(path.read_text())
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
     processor = MaftPlusProcessor.from_pretrained(folder)
+    if pools_patches:
+        model.model.clip.embed_masks = partial(pool_patches, model.model.clip)
     figures = evaluate(model, processor, num_scenes, split="test", seed=1, measure_sensitivity=True)
     path.write_text(json.dumps(figures))
     return figures
@@ -102,12 +132,16 @@ def measure(folder: Path, num_scenes: int) -> dict[str, float]:
 def measure_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every row of one seed: name -> figures."""
     clip, start, data = prepare(work, seed, options.base_steps, options.base)
+    proposer = options.work / "proposer"  # of the first seed that comes by
+    if not (proposer / "config.json").is_file():
+        train_proposer(load_recipe(RECIPES / "shapes_proposer.yaml", []), data, proposer, clip)
+    vit_clip, vit_start = prepare_vit(work, seed, clip, proposer)
+    plan = [(row, start, clip) for row in ROWS] + [(row, vit_start, vit_clip) for row in VIT_ROWS]
     table = {}
-    for index, row in enumerate(ROWS):
-        folder = work / f"row_{index}" if row.trains else start
-        if row.trains and not (folder / "config.json").is_file():
-            run_row(row, folder, start, clip, data, seed, options.steps)
-        table[row.name] = measure(folder, options.num_scenes)
+    for row, begin, teacher in plan:
+        if row.trains and not (work / row.folder / "config.json").is_file():
+            run_row(row, work, begin, teacher, data, seed, options.steps)
+        table[row.name] = measure(work / row.folder, options.num_scenes, row.pools_patches)
         logger.info("seed %d, %s: %s", seed, row.name, {k: round(v, 3) for k, v in table[row.name].items()})
     return table
 
@@ -126,22 +160,25 @@ def _cell(values: list[float]) -> str:
 
 
 def plot(tables: list[dict[str, dict[str, float]]], path: Path) -> None:
-    """Bars of every column, a group a row, with the deviation over seeds."""
+    """Bars of every column, a group a row, with the deviation over seeds; ConvNeXt above, ViT below."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = list(tables[0])
-    figure, axes = pyplot.subplots(figsize=(11, 4.5))
+    halves = [[row.name for row in rows if row.name in tables[0]] for rows in (ROWS, VIT_ROWS)]
+    figure, all_axes = pyplot.subplots(2, figsize=(11, 8), sharey=True)
     width = 0.8 / len(COLUMNS)
-    for index, column in enumerate(COLUMNS):
-        values = 100 * np.array([[table[name][column] for name in names] for table in tables])
-        error = values.std(0, ddof=1) if len(tables) > 1 else None
-        axes.bar(np.arange(len(names)) + (index - 2.5) * width, values.mean(0), width, yerr=error, label=column)
-    axes.set_xticks(range(len(names)), [name.replace(" (", "\n(").replace(": ", ":\n") for name in names], fontsize=8)
-    axes.set_ylabel("percent")
-    axes.legend(ncols=len(COLUMNS), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    for names, axes in zip(halves, all_axes):
+        for index, column in enumerate(COLUMNS):
+            values = 100 * np.array([[table[name][column] for name in names] for table in tables])
+            error = values.std(0, ddof=1) if len(tables) > 1 else None
+            axes.bar(np.arange(len(names)) + (index - 2.5) * width, values.mean(0), width, yerr=error, label=column)
+        labels = [name.replace(" (", "\n(").replace(": ", ":\n").replace(", ", ",\n") for name in names]
+        axes.set_xticks(range(len(names)), labels, fontsize=8)
+        axes.set_ylabel("percent")
+        axes.grid(axis="y", alpha=0.3)
+    all_axes[0].legend(ncols=len(COLUMNS), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

@@ -1,6 +1,7 @@
 """Pre-trains the small CLIP of the shapes world on captions, and its tokenizer: no masks, no class ids reach an image.
 
     python train/pretrain.py train/recipes/shapes_clip.yaml --out runs/shapes_clip [name=value ...]
+    python train/pretrain.py train/recipes/shapes_clip_vit.yaml --teacher runs/shapes_clip --out runs/shapes_clip_vit
 
 Whole captions against whole pictures teach a bag of words. What binds a colour to a shape is (1) scenes with one thing
 first, then whole scenes, and (2) an objective on *dense* features: every phrase looks for its place. For an image and
@@ -8,7 +9,7 @@ a phrase, attention over locations pools the similarity (contrasted both ways ov
 themselves (the pooled features must be recognised among all phrases), and every location must be explained by the
 phrases of its own caption. The last two lean on captions that name everything, which captions of photographs do not;
 that two phrases mean the same ("a red ball", "the crimson disc") is read from the world's lexicon, so that no true
-pair counts as wrong.
+pair counts as wrong. How a ViT learns: `shapes_vit.py`.
 
 Related: two-way attention between words and places, arXiv 2111.07783; CLIP, arXiv 2103.00020.
 Shapes: B images, L locations, U phrases of a batch, C channels of the trunk's last map, D joint space.
@@ -21,6 +22,7 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,15 @@ from maftplus.configuration_maftplus import MaftPlusCLIPConfig
 from maftplus.conversion.tokenizer import build_clip_tokenizer, byte_tokens
 from maftplus.processing_maftplus import VILD_TEMPLATES
 from maftplus.train.shapes import CLASSES, Caption, caption_scene, class_ids, scenes
+from maftplus.train.shapes_vit import (
+    Imitation,
+    build_vit_clip,
+    hidden_states,
+    load_teacher,
+    opinion_loss,
+    pool_patches,
+    teacher_maps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +249,7 @@ class Objective:
 
     def __init__(self, model: MaftPlusCLIPModel, tokenizer, weights: dict[str, float], use_bfloat16: bool):
         self.model, self.tokenizer, self.weights, self.use_bfloat16 = model, tokenizer, weights, use_bfloat16
+        self.trained: torch.nn.Module = model
 
     def __call__(self, batch: PhraseBatch, location_share: float) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.use_bfloat16):
@@ -253,6 +265,30 @@ class Objective:
         """(n, D) normalised embeddings of sentences."""
         inputs = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         return F.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)
+
+
+class VitObjective(Objective):
+    """The same for a ViT beside a teacher, see `shapes_vit.py`; the text tower is the teacher's and does not learn."""
+
+    def __init__(self, model, tokenizer, weights: dict[str, float], use_bfloat16: bool, teacher: MaftPlusCLIPModel):
+        super().__init__(model, tokenizer, weights, use_bfloat16)
+        self.teacher, self.trained = teacher, Imitation(model, teacher)
+
+    def __call__(self, batch: PhraseBatch, location_share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.use_bfloat16):
+            states = hidden_states(self.model.vision_model, batch.pixel_values)
+            maps = teacher_maps(self.teacher, batch.pixel_values)
+        with torch.no_grad():
+            text, scale = self.encode_text(batch.phrases), self.model.logit_scale.exp().clamp(max=100)
+            theirs = _head(self.teacher, maps[-1])
+        ours = self.model.visual_projection(self.model.vision_model.post_layernorm(states[-1].float()))
+        whole = F.normalize(ours[:, 0], dim=-1) @ text.T * scale  # (B, U)
+        losses = {
+            "hint": self.trained.loss(states, maps),
+            "opinion": opinion_loss(ours[:, 1:], theirs, text, scale),
+            "whole": contrast(whole, batch.holds, 0) + contrast(whole, batch.holds, 1),
+        }
+        return sum(self.weights[name] * loss for name, loss in losses.items()), losses
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -287,7 +323,7 @@ def learning_rate(step: int, num_steps: int, warmup: int, peak: float) -> float:
 def train_stage(objective: Objective, data: CaptionedScenes, stage: dict, normalise: Normalise, seed: int) -> None:
     """Runs one stage of the recipe: a fixed number of steps on scenes of one layout."""
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(parameter_groups(objective.model, stage["weight_decay"]), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(objective.trained, stage["weight_decay"]), betas=(0.9, 0.98))
     objective.model.train()
     start = time.time()
     for step in range(stage["num_steps"]):
@@ -297,13 +333,14 @@ def train_stage(objective: Objective, data: CaptionedScenes, stage: dict, normal
         loss, losses = objective(make_batch(data, rows, normalise, rng), stage["location_share"])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(objective.trained.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
             parts = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             logger.info("step %d loss %.3f %s (%.0f s)", step + 1, loss.item(), parts, time.time() - start)
-        if (step + 1) % 250 == 0:
-            logger.info("mask accuracy %s", mask_accuracy(objective, normalise, 200, 5, **stage["layout"]))
+        if (step + 1) % 250 == 0:  # a ViT's window of positions is for training; it is judged on whole scenes
+            layout = stage["layout"] if objective.model.takes_masks_by_pooling else {}
+            logger.info("mask accuracy %s", mask_accuracy(objective, normalise, 100, 5, **layout))
             objective.model.train()
 
 
@@ -323,34 +360,44 @@ def mask_accuracy(
     objective: Objective, normalise: Normalise, num_scenes: int, seed: int, **layout
 ) -> dict[str, float]:
     """
-    Share of ground-truth masks whose pooled features are nearest to their own name, among the names of all classes.
+    Share of ground-truth masks whose embeddings are nearest to their own name, among the names of all classes.
 
-    Returns: the share over all masks ("all"), over stuff, and over the things of each kind.
+    Returns: the share over all masks ("all"), over stuff, over the things of each kind, and of a ViT also the share
+    over all masks by `pool_patches` ("pooled").
     """
-    objective.model.eval()
+    model = objective.model.eval()
     text = class_embeddings(objective)
     right: dict[str, list[bool]] = {"all": []}
     for scene in scenes("validation", num_scenes, seed=seed, **layout):
         ids = [segment["id"] for segment in scene.segments_info]
+        truth = torch.tensor([segment["category_id"] for segment in scene.segments_info])
         masks = torch.stack([torch.from_numpy(scene.segmentation == i) for i in ids])[None]
-        embeds = objective.model.get_mask_features(normalise(scene.image[None]), masks)
-        predicted = (F.normalize(embeds, dim=-1) @ text.T).argmax(-1)[0].tolist()
-        for segment, guess in zip(scene.segments_info, predicted):
-            entry = CLASSES[segment["category_id"]]
+        vision = model.encode_image(normalise(scene.image[None]))
+        hits = _nearest(model.embed_masks(vision, masks), text) == truth
+        for index, hit in zip(truth, hits.tolist()):
+            entry = CLASSES[index]
             for key in ("all", entry.kind if entry.isthing else "stuff"):
-                right.setdefault(key, []).append(guess == segment["category_id"])
-    return {key: float(np.mean(values)) for key, values in right.items()}
+                right.setdefault(key, []).append(hit)
+        if not model.takes_masks_by_pooling:
+            right.setdefault("pooled", []).extend(_nearest(pool_patches(model, vision, masks), text) == truth)
+    return {key: round(float(np.mean(values)), 4) for key, values in right.items()}
 
 
-def pretrain(recipe: dict, out: Path, first_stage: int = 0) -> MaftPlusCLIPModel:
-    """Tokenizer and random weights (or, from `first_stage` on, what `out` holds), then the stages; all in `out`."""
+def _nearest(embeds: Tensor, text: Tensor) -> Tensor:
+    """Best class of each mask of one image, (1, Q, D) -> (Q,)."""
+    return (F.normalize(embeds, dim=-1) @ text.T).argmax(-1)[0]
+
+
+def pretrain(recipe: dict, out: Path, first_stage: int = 0, teacher: Path | None = None) -> MaftPlusCLIPModel:
+    """
+    Tokenizer and random weights (or, from `first_stage` on, what `out` holds), then the stages; all in `out`.
+
+    A recipe of a ViT needs a `teacher`, whose tokenizer it takes over.
+    """
     torch.manual_seed(recipe["seed"] + first_stage)
-    if first_stage:
-        model, tokenizer = MaftPlusCLIPModel.from_pretrained(out), CLIPTokenizer.from_pretrained(out)
-    else:
-        tokenizer = train_tokenizer(_tokenizer_corpus(recipe["seed"]), recipe["vocabulary_size"])
-        model = build_clip(tokenizer, recipe["clip_config"])
-    objective = Objective(model, tokenizer, recipe["loss_weights"], recipe["use_bfloat16"])
+    make = _make_objective if teacher is None else partial(_make_vit_objective, teacher=teacher)
+    objective = make(recipe, out if first_stage else None)
+    model, tokenizer = objective.model, objective.tokenizer
     normalise = Normalise(recipe["image_mean"], recipe["image_std"])
     logger.info("%d parameters", sum(p.numel() for p in model.parameters()))
     for index, stage in enumerate(recipe["stages"]):
@@ -364,6 +411,23 @@ def pretrain(recipe: dict, out: Path, first_stage: int = 0) -> MaftPlusCLIPModel
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     return model
+
+
+def _make_objective(recipe: dict, start: Path | None) -> Objective:
+    if start is not None:
+        model, tokenizer = MaftPlusCLIPModel.from_pretrained(start), CLIPTokenizer.from_pretrained(start)
+    else:
+        tokenizer = train_tokenizer(_tokenizer_corpus(recipe["seed"]), recipe["vocabulary_size"])
+        model = build_clip(tokenizer, recipe["clip_config"])
+    return Objective(model, tokenizer, recipe["loss_weights"], recipe["use_bfloat16"])
+
+
+def _make_vit_objective(recipe: dict, start: Path | None, teacher: Path) -> VitObjective:
+    guide, tokenizer = load_teacher(teacher)
+    model = build_vit_clip(recipe["clip_config"], guide)
+    if start is not None:
+        model.load_state_dict(MaftPlusCLIPModel.from_pretrained(start).state_dict())
+    return VitObjective(model, tokenizer, recipe["loss_weights"], recipe["use_bfloat16"], guide)
 
 
 def _tokenizer_corpus(seed: int) -> list[str]:
@@ -391,11 +455,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="name=value")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first_stage", type=int, default=0, help="Go on from this stage with the model in --out.")
+    parser.add_argument("--teacher", type=Path, help="For a ViT: the ConvNeXt CLIP to learn from.")
     parser.add_argument("--num_threads", type=int, default=2)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.num_threads)
-    pretrain(load_recipe(options.recipe, options.overrides), options.out, options.first_stage)
+    pretrain(load_recipe(options.recipe, options.overrides), options.out, options.first_stage, options.teacher)
 
 
 if __name__ == "__main__":
