@@ -2,6 +2,7 @@
 
     python benchmarks/unseen_words.py --msrc MSRC_v2 --embeddings zegclip_vitb16/coco_multi.npy --output_dir runs/msrc
     python benchmarks/unseen_words.py ... --shuffle          # the control: the same vectors, dealt out at random
+    python benchmarks/unseen_words.py ... --evaluate_only    # again the figures of the model in --output_dir
 
 What follows these options overrides the recipe (`--max_steps 2000 --learning_rate 5e-4`).
 Class embeddings are real CLIP vectors of COCO-Stuff's 171 names (arXiv 2212.03588 distributes them); the vision side
@@ -15,6 +16,7 @@ import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from PIL import Image
 from scipy.io import loadmat
 from torch.nn import functional as F
 
-from maftplus.modeling_maftplus import class_log_probabilities
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, class_log_probabilities
+from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.train.counting import confusion_matrix, semantic_figures
 from maftplus.train.run import build_trainer, parse_arguments
 from maftplus.train.vocabulary import load_vocabulary
@@ -36,6 +39,8 @@ NAMES = [
 UNSEEN = ("sheep", "cat", "chair", "bicycle", "boat")
 TEST_SHARE = 0.3
 ALPHA, BETA = 0.4, 0.8  # FC-CLIP's weights of CLIP's score for seen and unseen classes
+# Taken off the log-probability of seen classes (arXiv 1605.04253, "calibrated stacking"); the last leaves only unseen.
+PENALTIES = (0.0, 1.0, 2.0, 4.0, 8.0, 1e4)
 
 
 def main() -> None:
@@ -47,14 +52,16 @@ def main() -> None:
     parser.add_argument("--recipe", default="train/recipes/msrc.yaml")
     parser.add_argument("--unseen", nargs="+", default=UNSEEN, help="the classes held out")
     parser.add_argument("--shuffle", action="store_true", help="deal the class vectors out at random")
+    parser.add_argument("--evaluate_only", action="store_true", help="do not train")
     parser.add_argument("--seed", type=int, default=0)
     arguments, overrides = parser.parse_known_args()
     classes = sorted({name for name in NAMES if name})
     seen = [index for index, name in enumerate(classes) if name not in arguments.unseen]
     vectors = class_vectors(arguments.embeddings, classes, arguments.shuffle, arguments.seed)
     test = prepare(arguments.msrc, arguments.output_dir / "data", classes, seen, arguments.seed)
-    model, image_processor = train(arguments, overrides, classes, seen, vectors)
-    figures = evaluate(model, image_processor, test, vectors, classes, seen)
+    if not arguments.evaluate_only:
+        train(arguments, overrides, classes, seen, vectors)
+    figures = evaluate(arguments.output_dir, test, vectors, classes, seen)
     figures.update(shuffled=arguments.shuffle, unseen=sorted(arguments.unseen), num_test=len(test))
     (arguments.output_dir / "figures.json").write_text(json.dumps(figures, indent=2))
     print(json.dumps(figures, indent=2))
@@ -104,8 +111,8 @@ def read_classes(path: Path) -> np.ndarray:
 
 def train(
     arguments: argparse.Namespace, overrides: list[str], classes: list[str], seen: list[int], vectors: np.ndarray
-):
-    """The recipe's small model on the seen classes, whose names are the given vectors."""
+) -> None:
+    """The recipe's small model on the seen classes, whose names are the given vectors; saved in the output folder."""
     folder = arguments.output_dir / "data"
     np.save(folder / "seen.npy", vectors[seen])
     options = {
@@ -120,19 +127,13 @@ def train(
     trainer = build_trainer(*parse_arguments([arguments.recipe, "--do_train", *given, *overrides]))
     trainer.train()
     trainer.save_model()
-    return trainer.model.float().eval(), trainer.processing_class.image_processor
 
 
 @torch.no_grad()
-def evaluate(
-    model, image_processor, test, vectors: np.ndarray, classes: list[str], seen: list[int]
-) -> dict[str, float]:
-    """
-    Seen and unseen mIoU with every class as a candidate: by CLIP's score, by the segmenter's own, by their ensemble.
-
-    `..._unseen_accuracy_among_unseen`: share of an unseen class's pixels that get it when only unseen classes are
-    candidates, averaged over those classes; chance is one over their number.
-    """
+def evaluate(folder: Path, test, vectors: np.ndarray, classes: list[str], seen: list[int]) -> dict[str, Any]:
+    """Figures of the model in `folder` with every class as a candidate, by each way to score a mask (`figures_of`)."""
+    model = MaftPlusForUniversalSegmentation.from_pretrained(folder).eval()
+    image_processor = MaftPlusProcessor.from_pretrained(folder).image_processor
     is_seen = torch.zeros(len(classes), dtype=torch.bool)
     is_seen[seen] = True
     vocabulary = {
@@ -143,13 +144,14 @@ def evaluate(
     for picture, labels in test:
         outputs = model(**image_processor(images=Image.open(picture), return_tensors="pt"), **vocabulary)
         for kind, logits in class_scores(outputs, is_seen).items():
-            for candidates, kept in (("", torch.ones_like(is_seen)), ("_among_unseen", ~is_seen)):
-                void = logits[..., -1:]
-                outputs["class_queries_logits"] = torch.cat([logits[..., :-1].masked_fill(~kept, -1e4), void], dim=-1)
+            for penalty in PENALTIES:
+                lowered = logits - penalty * F.pad(is_seen, (0, 1)).float()  # void stays
+                outputs["class_queries_logits"] = lowered.log_softmax(-1)
                 (found,) = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[labels.shape])
                 counts = confusion_matrix(found, labels, len(classes), IGNORED, picture.name)
-                matrices[kind + candidates] = matrices[kind + candidates] + counts
-    return figures_of(matrices, seen)
+                matrices[kind, penalty] = matrices[kind, penalty] + counts
+    kinds = sorted({kind for kind, _ in matrices})
+    return {kind: figures_of([matrices[kind, penalty] for penalty in PENALTIES], classes, seen) for kind in kinds}
 
 
 def class_scores(outputs, is_seen: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -163,18 +165,27 @@ def class_scores(outputs, is_seen: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def figures_of(matrices: dict[str, np.ndarray], seen: list[int]) -> dict[str, float]:
-    """The figures that `evaluate` promises, of its confusion matrices (columns are the truth)."""
-    figures = {}
-    for kind in ("clip", "in_vocabulary", "ensemble"):
-        found = semantic_figures(matrices[kind], seen)
-        for key in ("seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou"):
-            figures[f"{kind}_{key}"] = float(found[key])
-        matrix = matrices[f"{kind}_among_unseen"]
-        unseen = [index for index in range(len(matrix) - 1) if index not in seen]
-        recalls = [matrix[index, index] / max(matrix[:, index].sum(), 1) for index in unseen]
-        figures[f"{kind}_unseen_accuracy_among_unseen"] = float(np.mean(recalls))
-    return figures
+def figures_of(matrices: list[np.ndarray], classes: list[str], seen: list[int]) -> dict[str, Any]:
+    """
+    Seen and unseen mIoU without a penalty, at the penalty with the best harmonic mean (chosen on these very pictures,
+    so only for comparing runs), every class's IoU, and `accuracy_among_unseen`: share of an unseen class's pixels that
+    get it when only unseen classes are candidates, averaged over these; chance is one over their number.
+    """
+    curve = []
+    for penalty, matrix in zip(PENALTIES[:-1], matrices):
+        found = semantic_figures(matrix, seen)
+        keys = "seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou"
+        curve.append({"penalty": penalty, **{key: float(found[key]) for key in keys}})
+    alone = semantic_figures(matrices[-1])["per_category_accuracy"]
+    unseen = [index for index in range(len(classes)) if index not in seen]
+    per_class = semantic_figures(matrices[0])["per_category_iou"]
+    return {
+        **{key: value for key, value in curve[0].items() if key != "penalty"},
+        "best_penalty": max(curve, key=lambda point: point["harmonic_mean_iou"]),
+        "accuracy_among_unseen": float(np.nanmean(alone[unseen])),
+        "accuracies_among_unseen": {classes[index]: float(alone[index]) for index in unseen},
+        "iou": {name: float(value) for name, value in zip(classes, per_class)},
+    }
 
 
 def _row(names: tuple[str, ...], name: str) -> int:
