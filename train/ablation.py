@@ -5,7 +5,7 @@
 
 For every seed one pre-training and one segmenter on frozen CLIP (the first two steps of `make_shapes_model.py`, then
 `--base_steps` on whole scenes); every row then goes on from there for `--steps` on seen pairs, the control too, so
-that all rows have seen the same scenes as often. The rows of the ViT have a pre-training of their own
+that all rows have seen the same scenes as often. MAFT's rows train for `--vit_steps`; the rows of the ViT have a pre-training of their own
 (`shapes_vit.py`) and one frozen proposer for all seeds, trained by `shapes_proposer.py` from the first seed's
 ConvNeXt: nothing but the scores of the same masks differs between them. Steps are fixed, not minutes. Each run's
 figures are kept in its folder and not computed again.
@@ -140,7 +140,8 @@ def measure_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str
     table = {}
     for row, begin, teacher in plan:
         if row.trains and not (work / row.folder / "config.json").is_file():
-            run_row(row, work, begin, teacher, data, seed, options.steps)
+            num_steps = options.vit_steps if row in VIT_ROWS else options.steps
+            run_row(row, work, begin, teacher, data, seed, num_steps)
         table[row.name] = measure(work / row.folder, options.num_scenes, row.pools_patches)
         logger.info("seed %d, %s: %s", seed, row.name, {k: round(v, 3) for k, v in table[row.name].items()})
     return table
@@ -192,6 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--base_steps", type=int, default=800)
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--vit_steps", type=int, default=150, help="Steps of MAFT's rows.")
     parser.add_argument("--num_scenes", type=int, default=300)
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
