@@ -201,3 +201,17 @@ def _patches_only(vit, model, *_, **__) -> dict[str, bool]:
     vision, masks = clip.encode_image(torch.zeros(1, 3, 128, 128)), torch.ones(1, 1, 16, 16)
     with torch.no_grad():
         return {"pooled": bool(np.allclose(clip.embed_masks(vision, masks), pool_patches(clip, vision, masks)))}
+
+
+def test_the_table_of_what_is_finished_counts_its_seeds(tmp_path, capsys):
+    figures = dict.fromkeys(ablation.COLUMNS, 0.5)
+    for seed, rows in ((0, (*ablation.ROWS, *ablation.VIT_ROWS)), (1, ablation.ROWS[:1])):
+        for row in rows:
+            path = ablation.figures_path(tmp_path / f"seed_{seed}" / row.folder, 300, row.pools_patches)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(figures))
+    ablation.main(["--only_finished", "--work", str(tmp_path), "--out", str(tmp_path / "table"), "--seeds", "0", "1"])
+    table = capsys.readouterr().out
+    assert "| frozen CLIP | 50.0 ± 0.0 |" in table
+    assert table.count("| 1 |\n") == len(ablation.ROWS) + len(ablation.VIT_ROWS) - 1
+    assert (tmp_path / "table.png").is_file()

@@ -2,13 +2,14 @@
 
     python train/ablation.py --work runs/ablation --seeds 0 1 2 --out runs/ablation/ablation
     python train/ablation.py --seeds 0 --base runs/shapes_model     # one seed, on a finished make_shapes_model.py
+    python train/ablation.py --only_finished                        # the table of what has been measured so far
 
 For every seed one pre-training and one segmenter on frozen CLIP (the first two steps of `make_shapes_model.py`, then
 `--base_steps` on whole scenes); every row then goes on from there for `--steps` on seen pairs, the control too, so
-that all rows have seen the same scenes as often. MAFT's rows train for `--vit_steps`; the rows of the ViT have a pre-training of their own
-(`shapes_vit.py`) and one frozen proposer for all seeds, trained by `shapes_proposer.py` from the first seed's
-ConvNeXt: nothing but the scores of the same masks differs between them. Steps are fixed, not minutes. Each run's
-figures are kept in its folder and not computed again.
+that all rows have seen the same scenes as often. The rows of the ViT have a pre-training of their own
+(`shapes_vit.py`), train for `--vit_steps` and share one frozen proposer over all seeds, trained by
+`shapes_proposer.py` from the first seed's ConvNeXt: nothing but the scores of the same masks differs between them.
+Steps are fixed, not minutes. Each run's figures are kept in its folder and not computed again.
 
 Sources of the claims: arXiv 2310.00240 (mask-aware loss; `mask_sensitivity` is what it says CLIP lacks) and
 arXiv 2408.00744 (Representation Compensation, Content-Dependent Transfer).
@@ -115,9 +116,20 @@ def run_row(row: Row, work: Path, start: Path, clip: Path, data: Path, seed: int
     train(recipe, work / row.folder, data, seed, *arguments, dropped=dropped)
 
 
+def figures_path(folder: Path, num_scenes: int, pools_patches: bool = False) -> Path:
+    """Where the figures of a model are kept, beside it."""
+    return folder / f"figures_{num_scenes}{'_pooled' if pools_patches else ''}.json"
+
+
+def finished(work: Path, num_scenes: int) -> dict[str, dict[str, float]]:
+    """The rows of a seed that have been measured: name -> figures."""
+    paths = {row.name: figures_path(work / row.folder, num_scenes, row.pools_patches) for row in (*ROWS, *VIT_ROWS)}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
 def measure(folder: Path, num_scenes: int, pools_patches: bool = False) -> dict[str, float]:
     """Figures of the model in `folder` on scenes of the test split, from the file beside it if that is there."""
-    path = folder / f"figures_{num_scenes}{'_pooled' if pools_patches else ''}.json"
+    path = figures_path(folder, num_scenes, pools_patches)
     if path.is_file():
         return json.loads(path.read_text())
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
@@ -147,16 +159,23 @@ def measure_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str
     return table
 
 
+def collect(tables: list[dict[str, dict[str, float]]]) -> dict[str, np.ndarray]:
+    """Figures of every row in percent, (seeds that have it, columns)."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = {name: [[table[name][column] for column in COLUMNS] for table in tables if name in table] for name in names}
+    return {name: 100 * np.array(values) for name, values in rows.items()}
+
+
 def format_markdown(tables: list[dict[str, dict[str, float]]]) -> str:
     """Mean, and deviation where there are several seeds, in percent (mask sensitivity: correlation times 100)."""
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name in tables[0]:
-        cells = [_cell([100 * table[name][column] for table in tables]) for column in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = ["| | " + " | ".join(COLUMNS) + " | seeds |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, values in collect(tables).items():
+        cells = [_cell(column) for column in values.T]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(values)} |")
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: np.ndarray) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
@@ -167,14 +186,17 @@ def plot(tables: list[dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    halves = [[row.name for row in rows if row.name in tables[0]] for rows in (ROWS, VIT_ROWS)]
+    found = collect(tables)
+    halves = [[row.name for row in rows if row.name in found] for rows in (ROWS, VIT_ROWS)]
     figure, all_axes = pyplot.subplots(2, figsize=(11, 8), sharey=True)
     width = 0.8 / len(COLUMNS)
     for names, axes in zip(halves, all_axes):
+        means = np.array([found[name].mean(0) for name in names]).reshape(-1, len(COLUMNS))
+        errors = [found[name].std(0, ddof=1) if len(found[name]) > 1 else np.zeros(len(COLUMNS)) for name in names]
+        errors = np.array(errors).reshape(-1, len(COLUMNS))
         for index, column in enumerate(COLUMNS):
-            values = 100 * np.array([[table[name][column] for name in names] for table in tables])
-            error = values.std(0, ddof=1) if len(tables) > 1 else None
-            axes.bar(np.arange(len(names)) + (index - 2.5) * width, values.mean(0), width, yerr=error, label=column)
+            places = np.arange(len(names)) + (index - 2.5) * width
+            axes.bar(places, means[:, index], width, yerr=errors[:, index], label=column)
         labels = [name.replace(" (", "\n(").replace(": ", ":\n").replace(", ", ",\n") for name in names]
         axes.set_xticks(range(len(names)), labels, fontsize=8)
         axes.set_ylabel("percent")
@@ -195,13 +217,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--vit_steps", type=int, default=150, help="Steps of MAFT's rows.")
     parser.add_argument("--num_scenes", type=int, default=300)
+    parser.add_argument("--only_finished", action="store_true", help="Train and measure nothing, show what is there.")
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
     if options.base is not None and len(options.seeds) > 1:
         raise ValueError("`--base` holds the pre-training of one seed; give one `--seeds`, or leave `--base` out.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.num_threads)
-    tables = [measure_seed(options.work / f"seed_{seed}", seed, options) for seed in options.seeds]
+    folders = {seed: options.work / f"seed_{seed}" for seed in options.seeds}
+    if options.only_finished:
+        tables = [finished(folder, options.num_scenes) for folder in folders.values()]
+    else:
+        tables = [measure_seed(folder, seed, options) for seed, folder in folders.items()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     text = format_markdown(tables)
     options.out.with_suffix(".md").write_text(text + "\n")
