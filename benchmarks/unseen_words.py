@@ -56,6 +56,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments, overrides = parser.parse_known_args()
     classes = sorted({name for name in NAMES if name})
+    unknown = sorted(set(arguments.unseen) - set(classes))
+    if unknown:
+        parser.error(f"--unseen: {', '.join(unknown)} not among {', '.join(classes)}")
     seen = [index for index, name in enumerate(classes) if name not in arguments.unseen]
     vectors = class_vectors(arguments.embeddings, classes, arguments.shuffle, arguments.seed)
     test = prepare(arguments.msrc, arguments.output_dir / "data", classes, seen, arguments.seed)

@@ -25,6 +25,7 @@ from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.conversion.rename import renamed
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.trainer import (
+    MaftPlusTrainer,
     MaftPlusTrainingArguments,
     NonFiniteLossError,
     parameter_groups,
@@ -166,6 +167,13 @@ def test_sigterm_saves_a_checkpoint_and_stops(tmp_path):
     assert trainer.sigterm.received
     assert trainer.state.global_step == 2
     assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
+
+
+def test_one_process_with_several_gpus_is_refused_with_the_way_out(tmp_path):
+    arguments = MaftPlusTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments._n_gpu = 2  # as on a machine with two
+    with pytest.raises(RuntimeError, match="accelerate launch"):
+        MaftPlusTrainer(model=training_model(), args=arguments)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(tmp_path):

@@ -213,7 +213,7 @@ def load_coco_panoptic(
 class HubDataset(torch.utils.data.IterableDataset):
     """
     Samples of a `datasets` data set (or stream) with a picture and a label map a row, in the form of
-    `SegmentationDataset`. Of several processes each takes every n-th row.
+    `SegmentationDataset`: one after the other, shared out among processes (`samples`), or, but for streams, by index.
     """
 
     name: str
@@ -227,6 +227,12 @@ class HubDataset(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[Sample]:
         return self.samples()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, self.rows[index])
 
     def samples(self, rank: int = 0, world: int = 1, max_samples: int | None = None) -> Iterator[Sample]:
         """Every `world`-th sample from `rank` on, of the first `max_samples`."""

@@ -23,8 +23,8 @@ def compensation_loss(
         student: Map of the trained tower; gradients reach it.
         teacher: Map of the frozen tower, same shape.
         num_images: Divisor, by default B.
-        pixel_mask: (B, H, W), 1 on the picture. Where given, every map is cut to the cells that show some picture, so
-            that padding counts for nothing (`loss_padding="ignored"`); the released code keeps padding.
+        pixel_mask: (B, H, W), 1 on the picture. Where given, every map is cut to the cells that show some picture, at
+            least 4 in a row (`loss_padding="ignored"`); the released code keeps padding.
 
     Raises:
         ValueError: if the shapes differ or the map is narrower than 4, which leaves nothing to pool at scale 4.
@@ -83,11 +83,10 @@ def _profile_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _cut_to_pictures(student: Tensor, teacher: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Both maps image by image without padding, which lies right and below; as wide as pooling needs at least."""
+    """Both maps an image, (1, C, h', w') each: without padding, which lies right and below; wide enough to pool."""
     mask = pixel_mask.bool()
-    pictures = torch.stack(
-        [mask.any(2).sum(-1), mask.any(1).sum(-1)], dim=-1
-    ).tolist()  # B x (height, width) in pixels
+    sizes = mask.any(2).sum(-1), mask.any(1).sum(-1)
+    pictures = torch.stack(sizes, dim=-1).tolist()  # B x (height, width) in pixels
     pairs = []
     for index, picture in enumerate(pictures):
         height, width = (

@@ -20,6 +20,7 @@ def process_state() -> PartialState:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes == 1 and started > 1:
         raise RuntimeError(
-            f"{started} processes were started, but each runs alone; pass `--use_cpu` where there are no GPUs."
+            f"{started} processes were started, but each runs alone: pass `--use_cpu` where there are no GPUs; unset "
+            "WORLD_SIZE where there is only this one."
         )
     return state

@@ -187,20 +187,17 @@ def build_trainer(
     """Data, model, processor and teacher, put together."""
     train_data = load_data(data_args, data_args.train_split) if args.do_train else None
     eval_data = _eval_data(data_args) if args.do_eval or args.eval_strategy != "no" else None
-    data = train_data or eval_data
+    data = eval_data if train_data is None else train_data  # a stream has no length, so no truth value
     if data is None:
         raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
     processor = build_processor(model_args, data_args)
     model = build_model(model_args)
-    if args.do_train:
-        learnt = _class_words(train_data.vocabulary, model_args)
-        processor.training_classes = [*(processor.training_classes or []), *learnt]
+    if train_data is not None:
+        _add_training_classes(processor, train_data, model_args)
     store_vocabulary(model, processor, data.vocabulary, model_args)
     void = void_value(data)
     if train_data is not None:
-        transforms = build_transforms(data_args.augmentation, ignore_index=void)
-        kind = AugmentedStream if isinstance(train_data, HubDataset) else AugmentedDataset
-        train_data = kind(train_data, transforms, seed=args.seed)
+        train_data = _augmented(train_data, data_args, void, args.seed)
     return MaftPlusTrainer(
         model=model,
         args=args,
@@ -209,7 +206,7 @@ def build_trainer(
         eval_dataset=eval_data,
         data_collator=TrainingCollator(processor.image_processor, data.vocabulary.num_labels, void),
         eval_collator=EvaluationCollator(processor.image_processor),
-        compute_metrics=_counted_evaluation(model, processor, eval_data, data_args) if eval_data else None,
+        compute_metrics=None if eval_data is None else _counted_evaluation(model, processor, eval_data, data_args),
         processing_class=processor,
     )
 
@@ -247,17 +244,29 @@ def load_data(args: DataArguments, split: str, name: str | None = None) -> Segme
 
 
 def _load_hub(args: DataArguments, split: str, name: str) -> HubDataset:
-    """Samples of the Hub to train on, shuffled: all of them, or within a buffer where they stream."""
+    """Samples of the Hub to train on."""
     options = {"image_column": args.image_column, "label_column": args.label_column, "streaming": args.streaming}
     options.update(ignore_index=args.ignore_index, do_reduce_labels=args.do_reduce_labels)
     data = load_hub(name, split, load_vocabulary(_required(args, "vocabulary")), **options)
-    rows = data.rows
-    if args.max_train_samples is not None:
-        rows = rows.take(args.max_train_samples)
-    if not args.streaming:
-        return replace(data, rows=rows.to_iterable_dataset().shuffle(seed=0, buffer_size=len(rows)))
-    size = args.shuffle_buffer_size
-    return replace(data, rows=rows.shuffle(seed=0, buffer_size=size) if size else rows)
+    most = args.max_train_samples
+    return data if most is None else replace(data, rows=data.rows.take(most))
+
+
+def _augmented(data, args: DataArguments, void: int, seed: int) -> AugmentedDataset | AugmentedStream:
+    """Training samples with their augmentation; a stream is shuffled within a buffer, other data by the Trainer."""
+    transforms = build_transforms(args.augmentation, ignore_index=void)
+    if not (isinstance(data, HubDataset) and args.streaming):
+        return AugmentedDataset(data, transforms, seed)
+    if args.shuffle_buffer_size:
+        data = replace(data, rows=data.rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size))
+    return AugmentedStream(data, transforms, seed)
+
+
+def _add_training_classes(processor: MaftPlusProcessor, data, args: ModelArguments) -> None:
+    """The processor remembers the classes that are learnt, not those that a zero-shot setting hides."""
+    hidden, known = getattr(data, "hidden", ()), list(processor.training_classes or [])
+    learnt = [words for index, words in enumerate(_class_words(data.vocabulary, args)) if index not in hidden]
+    processor.training_classes = known + [words for words in learnt if words not in known]
 
 
 def build_processor(model_args: ModelArguments, data_args: DataArguments) -> MaftPlusProcessor:
@@ -377,13 +386,14 @@ def _evaluate(
 
 def _counted_evaluation(model, processor, data: SegmentationDataset, args: DataArguments) -> CountedEvaluation:
     vocabulary = data.vocabulary
+    seen = tuple(model.config.seen_ids or ()) or vocabulary.seen
     return CountedEvaluation(
         processor.image_processor,
         vocabulary.num_labels,
         data.task,
         data.ignore_index,
         stuff=vocabulary.stuff or (),
-        seen=vocabulary.seen,
+        seen=None if seen is None or len(seen) == vocabulary.num_labels else seen,
         do_compare_scores=args.do_compare_scores and model.config.proposer_config is None,
     )
 

@@ -59,6 +59,9 @@ class MaftPlusTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # accelerate would have process 0 read streams and send the others pieces of tensors; masks come in lists
+            self.accelerator_config.dispatch_batches = False
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "`dataloader_persistent_workers` must be off: workers learn the epoch, which seeds the augmentation, "
@@ -168,8 +171,11 @@ class MaftPlusTrainer(Trainer):
     def __init__(self, *args, teacher: nn.Module | None = None, eval_collator: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
         process_state()  # refuses processes that would train apart, into one folder
-        # By default process 0 would read streams and send the others pieces of tensors; masks come in lists.
-        self.accelerator.dataloader_config.dispatch_batches = False
+        if self.args.n_gpu > 1:
+            raise RuntimeError(
+                f"One process sees {self.args.n_gpu} GPUs, and masks cannot be split among them: start with "
+                "`accelerate launch`, which gives each GPU a process, or set CUDA_VISIBLE_DEVICES to one."
+            )
         self.eval_collator = eval_collator
         self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
         freeze_all_but_trainable(self.model)
