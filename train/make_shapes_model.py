@@ -75,6 +75,8 @@ def train(recipe: str, output: Path, data: Path, seed: int, *options: str, dropp
     words = trainer.model.vocabulary_embeds, classes
     trainer.data_collator = VocabularyDropout(trainer.data_collator, *words, share=dropped)
     trainer.train()
+    if trainer.sigterm.received:  # a saved model would pass for a finished one when the chain is run again
+        raise SystemExit(f"Stopped by SIGTERM; {output} holds a checkpoint, not a finished model.")
     trainer.save_model()
 
 
