@@ -12,7 +12,7 @@ from PIL import Image
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 from maftplus.train.shapes import CLASS_NAMES, CLASSES, STUFF_IDS, scenes
-from maftplus.train.shapes_evaluation import all_names, evaluate
+from maftplus.train.shapes_evaluation import absent_things, all_names, evaluate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "models" / "shapes"
@@ -71,14 +71,6 @@ def test_it_segments_fresh_scenes(segmenter):
 def covered(segmenter, scene, words):
     """Share of the picture that segments of `words` cover."""
     return sum((np.asarray(result["mask"]) > 0).mean() for result in segment(segmenter, scene, words))
-
-
-def absent_things(scene, shares_a_colour):
-    """Things that a scene does not show, with a colour that it shows or with none of its colours."""
-    present = {s["category_id"] for s in scene.segments_info}
-    colours = {CLASSES[index].colour for index in present}
-    absent = [entry for i, entry in enumerate(CLASSES) if entry.isthing and i not in present]
-    return [entry.names[0] for entry in absent if (entry.colour in colours) == shares_a_colour][::2]
 
 
 def test_words_that_are_not_in_the_picture_leave_it_empty(segmenter, drawn):

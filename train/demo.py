@@ -19,7 +19,7 @@ from maftplus.visualization_maftplus import segments_from_pipeline, write_result
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "shapes"
 DEMO_SEED = 20  # of the 100 scenes that are measured: of the test split, which no choice has seen
-SCENE_SEED = 27  # of the scene to look at, one that comes out whole: so do 21 of the 40 scenes of seeds 20 to 59
+SCENE_SEED = 34  # of the scene to look at, one that comes out whole: so do 16 of the 40 scenes of seeds 20 to 59
 
 
 def find_scene() -> Scene:

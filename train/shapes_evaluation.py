@@ -15,12 +15,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 from maftplus.train.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 from maftplus.train.shapes import CLASSES, KINDS, SPLIT_SEEDS, STUFF_IDS, Scene, class_ids, scenes
 
@@ -112,6 +113,23 @@ def _batches(stream: Iterator[Scene], size: int) -> Iterator[list[Scene]]:
         yield batch
 
 
+def absent_things(scene: Scene, shares_a_colour: bool) -> list[str]:
+    """First names of every other thing that a scene lacks, in a colour that it shows or in none of its colours."""
+    present = {segment["category_id"] for segment in scene.segments_info}
+    colours = {CLASSES[index].colour for index in present}
+    absent = [entry for index, entry in enumerate(CLASSES) if entry.isthing and index not in present]
+    return [entry.names[0] for entry in absent if (entry.colour in colours) == shares_a_colour][::2]
+
+
+def share_left_empty(segmenter: MaftPlusSegmentationPipeline, num_scenes: int, shares_a_colour: bool) -> float:
+    """Share of validation scenes in which no segment is found for up to four `absent_things`."""
+    found = [
+        segmenter(Image.fromarray(scene.image), candidate_labels=absent_things(scene, shares_a_colour)[:4])
+        for scene in scenes("validation", num_scenes, seed=8)
+    ]
+    return float(np.mean([not segments for segments in found]))
+
+
 def _figures(matrix: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     iou = semantic_figures(matrix)["per_category_iou"]
     figures = {kind: float(np.nanmean(iou[class_ids(kind)])) for kind in KINDS}
@@ -134,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=sorted(SPLIT_SEEDS))
     parser.add_argument("--num_scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--absent_words", type=int, default=0, help="Scenes to ask for what is not there.")
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.num_threads)
@@ -144,6 +163,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{options.num_scenes} scenes of the {options.split} split, {time.time() - start:.0f} s")
     print(format_table(figures))
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    if options.absent_words:
+        segmenter = MaftPlusSegmentationPipeline(model=model, processor=processor)
+        other, same = (share_left_empty(segmenter, options.absent_words, shares) for shares in (False, True))
+        print(f"Absent words leave a scene empty: {other:.0%} in other colours, {same:.0%} in colours of the scene.")
 
 
 if __name__ == "__main__":
