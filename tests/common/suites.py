@@ -68,11 +68,22 @@ class CLIPTester(SegmentationTester):
         return self.get_config(), inputs
 
 
-def explained(reason):
-    """A common test that cannot hold for this kind of model, with its reason."""
-    return unittest.skip(reason)
+def without(reason: str, *names: str):
+    """Skips the common tests `names` of a suite, which cannot hold for this kind of model, with the reason."""
+
+    def skip(suite: type) -> type:
+        for name in names:
+            setattr(suite, name, unittest.skip(reason)(getattr(suite, name)))
+        return suite
+
+    return skip
 
 
+@without(
+    "the towers record hidden states (`clip.vision_model`, `clip.text_model`), not the whole",
+    "test_hidden_states_output",
+    "test_retain_grad_hidden_states_attentions",
+)
 class CommonModelTests(ModelTesterMixin):
     """What holds for both kinds of model."""
 
@@ -80,14 +91,6 @@ class CommonModelTests(ModelTesterMixin):
     test_torch_exportable = False
     has_attentions = False
     is_encoder_decoder = False
-
-    @explained("the towers record hidden states (`clip.vision_model`, `clip.text_model`), not the whole")
-    def test_hidden_states_output(self):
-        pass
-
-    @explained("as above")
-    def test_retain_grad_hidden_states_attentions(self):
-        pass
 
 
 class SegmentationModelTest(CommonModelTests, unittest.TestCase):
@@ -100,20 +103,17 @@ class SegmentationModelTest(CommonModelTests, unittest.TestCase):
         ConfigTester(self, config_class=MaftPlusConfig, has_text_modality=False).run_common_tests()
 
 
+@without(
+    "a ConvNeXt has a width a stage (`hidden_sizes`), not one `hidden_size`",
+    "test_get_image_features_output_0",
+    "test_get_image_features_output_2",
+)
+@without(
+    "a ConvNeXt records its stages, not `num_hidden_layers` of the text tower",
+    "test_get_image_features_hidden_states",
+)
 class CLIPModelTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (MaftPlusCLIPModel,)
-
-    @explained("a ConvNeXt has a width a stage (`hidden_sizes`), not one `hidden_size`")
-    def test_get_image_features_output_0(self):
-        pass
-
-    @explained("as above")
-    def test_get_image_features_output_2(self):
-        pass
-
-    @explained("a ConvNeXt records its stages, not `num_hidden_layers` of the text tower")
-    def test_get_image_features_hidden_states(self):
-        pass
 
     def setUp(self):
         self.model_tester = CLIPTester(self)
@@ -156,6 +156,14 @@ class ImageProcessorTester:
         return {"outputs": outputs}, {"height": 32, "width": 48, "num_labels": 3}
 
 
+@without(
+    "pictures become RGB, whatever they were; a fourth channel is dropped",
+    "test_call_numpy_4_channels",
+)
+@without(
+    "there is no torchvision for CPU-only torch; the class exists and is registered",
+    "test_new_models_require_torchvision_backend",
+)
 class ImageProcessorTest(ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase):
     image_processor_list = {"pil": MaftPlusImageProcessorPil}
     image_processing_classes = {"pil": MaftPlusImageProcessorPil}
@@ -164,19 +172,35 @@ class ImageProcessorTest(ImageProcessingTestMixin, PostProcessSemanticSegmentati
     def setUp(self):
         self.image_processor_tester = ImageProcessorTester(self)
 
-    @explained("pictures become RGB, whatever they were; a fourth channel is dropped")
-    def test_call_numpy_4_channels(self):
-        pass
-
-    @explained("there is no torchvision for CPU-only torch; the class exists and is registered")
-    def test_new_models_require_torchvision_backend(self):
-        pass
-
     @property
     def image_processor_dict(self):
         return self.image_processor_tester.prepare_image_processor_dict()
 
 
+@without(
+    "a CLIP text tower takes 77 tokens at most; a longer `max_length` is cut to that",
+    "test_kwargs_overrides_default_subprocessor_kwargs_0_images",
+    "test_subprocessor_defaults_preserved_by_kwargs_0_images",
+)
+@without(
+    "`templates` and `training_classes` are stored defaults that a call may replace, so they are both",
+    "test_init_arguments_not_in_processor_kwargs",
+)
+@without(
+    "saving adds `auto_map`, which makes the folder loadable where the package is not installed",
+    "test_processor_from_and_save_pretrained",
+    "test_processor_from_and_save_pretrained_as_nested_dict",
+)
+@without(
+    "components alone do not carry the stored `templates`",
+    "test_processor_from_pretrained_vs_from_components",
+)
+@without(
+    "text is class names: each becomes one prompt a template, and a name given twice is an error",
+    "test_processor_text_has_no_visual",
+    "test_replacement_offsets",
+    "test_subprocessor_defaults_0_text",
+)
 class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = MaftPlusProcessor
 
@@ -188,39 +212,3 @@ class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     def prepare_image_inputs(self, batch_size=None, nested=False):
         picture = Image.fromarray(np.zeros((30, 40, 3), dtype=np.uint8))
         return picture if batch_size is None else [picture] * batch_size
-
-    @explained("a CLIP text tower takes 77 tokens at most; a longer `max_length` is cut to that")
-    def test_kwargs_overrides_default_subprocessor_kwargs_0_images(self):
-        pass
-
-    @explained("as above")
-    def test_subprocessor_defaults_preserved_by_kwargs_0_images(self):
-        pass
-
-    @explained("`templates` and `training_classes` are stored defaults that a call may replace, so they are both")
-    def test_init_arguments_not_in_processor_kwargs(self):
-        pass
-
-    @explained("saving adds `auto_map`, which makes the folder loadable where the package is not installed")
-    def test_processor_from_and_save_pretrained(self):
-        pass
-
-    @explained("as above")
-    def test_processor_from_and_save_pretrained_as_nested_dict(self):
-        pass
-
-    @explained("components alone do not carry the stored `templates`")
-    def test_processor_from_pretrained_vs_from_components(self):
-        pass
-
-    @explained("text is class names: each becomes one prompt a template, and a name given twice is an error")
-    def test_processor_text_has_no_visual(self):
-        pass
-
-    @explained("as above")
-    def test_replacement_offsets(self):
-        pass
-
-    @explained("as above")
-    def test_subprocessor_defaults_0_text(self):
-        pass
