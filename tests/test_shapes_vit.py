@@ -40,7 +40,6 @@ STAGE = {
     "learning_rate": 1e-3,
     "warmup": 1,
     "weight_decay": 0.0,
-    "location_share": 1.0,
     "layout": {"size": 48, "num_things": [1, 1], "num_regions": [1, 1]},
 }
 

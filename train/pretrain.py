@@ -251,7 +251,7 @@ class Objective:
         self.model, self.tokenizer, self.weights, self.use_bfloat16 = model, tokenizer, weights, use_bfloat16
         self.trained: torch.nn.Module = model
 
-    def __call__(self, batch: PhraseBatch, location_share: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: PhraseBatch, location_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.use_bfloat16):
             vision = self.model.encode_image(batch.pixel_values)
         losses = phrase_losses(self.model, vision, self.encode_text(batch.phrases), batch, location_share)
@@ -274,7 +274,7 @@ class VitObjective(Objective):
         super().__init__(model, tokenizer, weights, use_bfloat16)
         self.teacher, self.trained = teacher, Imitation(model, teacher)
 
-    def __call__(self, batch: PhraseBatch, location_share: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: PhraseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.use_bfloat16):
             states = hidden_states(self.model.vision_model, batch.pixel_values)
             maps = teacher_maps(self.teacher, batch.pixel_values)
@@ -325,12 +325,13 @@ def train_stage(objective: Objective, data: CaptionedScenes, stage: dict, normal
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(parameter_groups(objective.trained, stage["weight_decay"]), betas=(0.9, 0.98))
     objective.model.train()
+    options = {name: stage[name] for name in ("location_share",) if name in stage}  # a ViT's objective has none
     start = time.time()
     for step in range(stage["num_steps"]):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage["num_steps"], stage["warmup"], stage["learning_rate"])
         rows = rng.choice(len(data.images), stage["batch_size"], replace=False)
-        loss, losses = objective(make_batch(data, rows, normalise, rng), stage["location_share"])
+        loss, losses = objective(make_batch(data, rows, normalise, rng), **options)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.trained.parameters(), 1.0)
