@@ -56,6 +56,7 @@ datasets = [make_dataset(folder / str(state.process_index), n, name=f"blocks{{n}
 found = evaluate_benchmarks(shifted, datasets, save_predictions=folder / "predictions")
 content = [(e.num_images, e.counts.tolist(), [x.name for x in e.examples]) for e in found]
 (folder / f"{{state.process_index}}_of_{{state.num_processes}}.json").write_text(json.dumps(content))
+state.destroy_process_group()
 """
 
 

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.augmentation import AugmentedDataset, RandomFlip, TrainingCollator
+from maftplus.train.processes import process_state
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
 
 CLASSES = [["cat"], ["dog", "puppy"], ["grass"], ["sky"]]
@@ -108,3 +109,4 @@ def run_worker(folder: Path, runs: dict[str, dict]) -> None:
 
 if __name__ == "__main__":
     run_worker(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    process_state().destroy_process_group()

@@ -53,6 +53,7 @@ from maftplus.train.data import (
 )
 from maftplus.train.evaluation import scalar_figures
 from maftplus.train.hub import push_folder
+from maftplus.train.processes import process_state
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
 from maftplus.train.trainer_metrics import CountedEvaluation, EvaluationCollator
 from maftplus.train.vocabulary import Vocabulary, load_vocabulary
@@ -444,3 +445,4 @@ def _parse_json(value: Any) -> Any:
 
 if __name__ == "__main__":
     main()
+    process_state().destroy_process_group()  # its threads abort the process if they outlive the interpreter
