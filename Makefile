@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 .PHONY: demo test test-lower-bound test-common lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python train/demo.py --out out/demo
+	$(BIN)/python shapes/demo.py --out out/demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m ruff check .

@@ -20,7 +20,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from maftplus.train.counting import confusion_matrix, panoptic_counts
+from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts
 
 HEIGHT, WIDTH, NUM_LABELS, IGNORE = 512, 683, 847, 65535
 MODULE_REPEATS = 20  # 100 images before one `compute`; a benchmark has 1,449 to 5,000

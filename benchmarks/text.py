@@ -1,6 +1,6 @@
 """What prompts cost: a vocabulary encoded at its prompts' own lengths against prompts padded to 77 tokens.
 
-    python benchmarks/text.py [--vocabulary train/vocabularies/ade20k_847.json --bpe bpe_simple_vocab_16e6.txt.gz]
+    python benchmarks/text.py [--vocabulary vocabularies/ade20k_847.json --bpe bpe_simple_vocab_16e6.txt.gz]
 
 The prompts are a seeded sample of 1,000 of the 17,934 that ADE20K's 847 classes with their synonyms and the 14
 templates make. Time depends on the number of tokens alone, so their recorded lengths suffice; with `--bpe` (OpenAI's
@@ -35,7 +35,7 @@ PROMPT_LENGTHS = {8: 37, 9: 259, 10: 211, 11: 276, 12: 179, 13: 34, 14: 3, 15: 1
 def main() -> int:
     """Measure, print the table, return the exit code: 1 beyond a limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=Path, default=Path("train/vocabularies/ade20k_847.json"))
+    parser.add_argument("--vocabulary", type=Path, default=Path("vocabularies/ade20k_847.json"))
     parser.add_argument("--bpe", type=Path, help="OpenAI's bpe_simple_vocab_16e6.txt.gz: count the lengths anew")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
-from .checkpoint import CheckpointError
-from .rename import convert_state
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.conversion.checkpoint import CheckpointError
+from maftplus.conversion.rename import convert_state
 
 logger = logging.get_logger(__name__)
 

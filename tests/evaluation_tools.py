@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maftplus.train.annotations import Item
-from maftplus.train.data import SegmentationDataset, semantic_labels
-from maftplus.train.vocabulary import Vocabulary
+from maftplus.train.data.annotations import Item
+from maftplus.train.data.registry import SegmentationDataset, semantic_labels
+from maftplus.vocabularies.files import Vocabulary
 
 NAMES = ("cat", "dog", "grass", "sky")
 WORDS = Vocabulary("words", NAMES, tuple((name,) for name in NAMES), (10, 20, 30, 40), stuff=(2, 3), unseen=(1,))

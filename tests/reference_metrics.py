@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from reference_tools import Comparison, compare, compare_equal, load_arrays
 
-from maftplus.train.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
+from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 
 TOLERANCE = 1e-9
 # Recorded name -> ours. The recorded figures are percentages.

@@ -2,7 +2,7 @@
 
 The recorded models carry no weights: each tensor is a pure function of its name and shape (`../shared/reference`,
 README section 2). `original_state` rebuilds them under the original's names; the rename tables of
-`maftplus.convert_maftplus_checkpoint` carry them into our models, so a check also tests the tables.
+`maftplus.conversion.convert` carry them into our models, so a check also tests the tables.
 """
 
 import json

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.train.augmentation import AugmentedDataset, RandomFlip, TrainingCollator
+from maftplus.train.data.augmentation import AugmentedDataset, RandomFlip, TrainingCollator
 from maftplus.train.processes import process_state
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
 

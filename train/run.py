@@ -33,16 +33,15 @@ from maftplus.conversion.tokenizer import END, START, build_clip_tokenizer, byte
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, find_seen_classes
-from maftplus.train.augmentation import (
+from maftplus.train.card import write_card
+from maftplus.train.data.augmentation import (
     AugmentedDataset,
     AugmentedStream,
     TrainingCollator,
     build_transforms,
     void_value,
 )
-from maftplus.train.benchmarking import HUB, BenchmarkArguments, run_benchmarks
-from maftplus.train.card import write_card
-from maftplus.train.data import (
+from maftplus.train.data.registry import (
     BENCHMARKS,
     HubDataset,
     SegmentationDataset,
@@ -51,12 +50,13 @@ from maftplus.train.data import (
     load_folder,
     load_hub,
 )
-from maftplus.train.evaluation import scalar_figures
-from maftplus.train.hub import push_folder
+from maftplus.train.evaluation.datasets import HUB, BenchmarkArguments, run_benchmarks
+from maftplus.train.evaluation.evaluate import scalar_figures
+from maftplus.train.evaluation.trainer_metrics import CountedEvaluation, EvaluationCollator
 from maftplus.train.processes import process_state
+from maftplus.train.publish import push_folder
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
-from maftplus.train.trainer_metrics import CountedEvaluation, EvaluationCollator
-from maftplus.train.vocabulary import Vocabulary, load_vocabulary
+from maftplus.vocabularies.files import Vocabulary, load_vocabulary
 
 logger = logging.getLogger("maftplus.train")
 BYTES = "bytes"
@@ -115,7 +115,7 @@ class DataArguments(BenchmarkArguments):
     max_train_samples: int | None = field(default=None, metadata=_help("Train on the first so many samples."))
     max_eval_samples: int | None = field(default=None, metadata=_help("Evaluate on the first so many samples."))
     augmentation: list | str | None = field(
-        default=None, metadata=_help("JSON; a list of transforms, see train/augmentation.py.")
+        default=None, metadata=_help("JSON; a list of transforms, see train/data/augmentation.py.")
     )
     eval_size: dict | str | None = field(
         default=None, metadata=_help('JSON; {"shortest_edge": 800, "longest_edge": 1333} of evaluation and use.')

@@ -4,14 +4,14 @@
     metric.add_batch(predictions=[maps of (H, W)], references=[maps of (H, W)])
     metric.compute()["mean_iou"]
 
-Shapes: K classes; maps of any size, one an image. The counting is `maftplus.train.counting`.
+Shapes: K classes; maps of any size, one an image. The counting is `maftplus.train.evaluation.counting`.
 """
 
 import datasets
 import evaluate
 import numpy as np
 
-from maftplus.train.counting import StreamedCounts, check_ignore_index, confusion_matrix, semantic_figures
+from maftplus.train.evaluation.counting import StreamedCounts, check_ignore_index, confusion_matrix, semantic_figures
 
 DESCRIPTION = (
     "Mean IoU in both conventions, accuracies, and seen, unseen and harmonic means, from one confusion matrix."

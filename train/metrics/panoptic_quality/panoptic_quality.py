@@ -4,14 +4,14 @@
     metric.add_batch(predictions=processor.post_process_panoptic_segmentation(...), references=[...])
     metric.compute()["pq"]
 
-Source: arXiv 1801.00868. Shapes: K classes; id maps of any size, one an image. `maftplus.train.counting` counts.
+Source: arXiv 1801.00868. Shapes: K classes; id maps of any size, one an image. Counts: `train/evaluation/counting.py`.
 """
 
 import datasets
 import evaluate
 import numpy as np
 
-from maftplus.train.counting import StreamedCounts, panoptic_counts, panoptic_figures
+from maftplus.train.evaluation.counting import StreamedCounts, panoptic_counts, panoptic_figures
 
 DESCRIPTION = "PQ, SQ and RQ over all classes, things and stuff."
 INPUTS = """

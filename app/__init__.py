@@ -1,0 +1,1 @@
+"""For a person: the `maftplus` command and what it shows."""

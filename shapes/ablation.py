@@ -1,0 +1,240 @@
+"""The papers' claims in the shapes world: what each part of MAFT+ and MAFT adds, on fresh scenes, over several seeds.
+
+    python shapes/ablation.py --work runs/ablation --seeds 0 1 2 --out runs/ablation/ablation
+    python shapes/ablation.py --seeds 0 --base runs/shapes_model     # one seed, on a finished make_shapes_model.py
+    python shapes/ablation.py --only_finished                        # the table of what has been measured so far
+
+For every seed one pre-training and one segmenter on frozen CLIP (the first two steps of `make_shapes_model.py`, then
+`--base_steps` on whole scenes); every row then goes on from there for `--steps` on seen pairs, the control too, so
+that all rows have seen the same scenes as often. The rows of the ViT have a pre-training of their own
+(`shapes_vit.py`), train for `--vit_steps` and share one frozen proposer over all seeds, trained by
+`shapes_proposer.py` from the first seed's ConvNeXt: nothing but the scores of the same masks differs between them.
+Steps are fixed, not minutes. Each run's figures are kept in its folder and not computed again.
+
+Sources of the claims: arXiv 2310.00240 (mask-aware loss; `mask_sensitivity` is what it says CLIP lacks) and
+arXiv 2408.00744 (Representation Compensation, Content-Dependent Transfer).
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.shapes.evaluate import evaluate
+from maftplus.shapes.make_model import RECIPES, SMALL_LAYOUT, export, train
+from maftplus.shapes.pretrain import load_recipe, pretrain
+from maftplus.shapes.proposer import train_proposer
+from maftplus.shapes.vit import pool_patches
+from maftplus.train.run import build_model, build_processor, parse_arguments
+
+logger = logging.getLogger("maftplus.train")
+
+COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity")
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One row of the table: its name, the folder of its model, what it sets in the model's configuration. `trains` is off
+    for a common start; with `pools_patches` a ViT averages its patches under each mask, without mask-aware attention.
+    """
+
+    name: str
+    folder: str
+    settings: dict = field(default_factory=dict)
+    trains: bool = True
+    pools_patches: bool = False
+
+
+FROZEN = {"mask_aware_weight": 0.0, "compensation_weight": 0.0, "cdt_form": "off"}
+MASK_AWARE = {**FROZEN, "mask_aware_weight": 1.0}
+COMPENSATED = {**MASK_AWARE, "compensation_weight": 0.1}
+CDT = {**COMPENSATED, "cdt_form": "panoptic", "cdt_num_attention_heads": 4}
+ROWS = (
+    Row("frozen CLIP", "start", trains=False),
+    Row("control: as long, no mask-aware loss", "row_1", FROZEN),
+    Row("+ mask-aware loss", "row_2", MASK_AWARE),
+    Row("+ compensation", "row_3", COMPENSATED),
+    Row("+ CDT (true pixels)", "row_4", CDT),
+    Row("+ CDT (released token order)", "row_5", {**CDT, "cdt_token_order": "released"}),
+)
+VIT_ROWS = (
+    Row("ViT: frozen CLIP", "vit_start", trains=False, pools_patches=True),
+    Row("ViT: mask-aware attention, untrained", "vit_start", trains=False),
+    Row("ViT: MAFT without distillation", "vit_maft", {"distillation_weight": 0.0}),
+    Row("ViT: MAFT with distillation", "vit_maft_distilled", {"distillation_weight": 0.1}),
+)
+
+
+def prepare(work: Path, seed: int, base_steps: int, base: Path | None = None) -> tuple[Path, Path, Path]:
+    """CLIP, the segmenter on it, and the training scenes of a seed; `base` holds some of them already."""
+    source = work if base is None else base
+    clip, small, start = source / "clip", source / "small", work / "start"
+    if not (clip / "config.json").is_file():
+        pretrain(load_recipe(RECIPES / "shapes_clip.yaml", [f"seed={seed}"]), clip)
+    if not (small / "config.json").is_file():
+        data = export(source / "small_data", 12000, seed, SMALL_LAYOUT)
+        train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip), dropped=0.0)
+    data = export(source / "data", 6000, seed, {})
+    if not (start / "config.json").is_file():
+        row = Row("start", "start", FROZEN)
+        run_row(row, work, small, clip, data, seed, base_steps)
+    return clip, start, data
+
+
+def prepare_vit(work: Path, seed: int, teacher: Path, proposer: Path) -> tuple[Path, Path]:
+    """The ViT's CLIP of a seed, and the untrained model of it and the proposer."""
+    clip, start = work / "vit_clip", work / "vit_start"
+    if not (clip / "config.json").is_file():
+        pretrain(load_recipe(RECIPES / "shapes_clip_vit.yaml", [f"seed={seed}"]), clip, teacher=teacher)
+    if not (start / "config.json").is_file():
+        paths = ["--clip_name_or_path", str(clip), "--proposer_name_or_path", str(proposer)]
+        options = [str(RECIPES / "shapes_maft.yaml"), *paths, "--output_dir", str(start)]
+        model_args, data_args, _ = parse_arguments(options)
+        build_model(model_args).save_pretrained(start)
+        build_processor(model_args, data_args).save_pretrained(start)
+    return clip, start
+
+
+def run_row(row: Row, work: Path, start: Path, clip: Path, data: Path, seed: int, num_steps: int) -> None:
+    """Trains one row from `start`; the teacher is the CLIP that pre-training gave."""
+    options = {
+        "model_name_or_path": start,
+        "teacher_name_or_path": clip,
+        "model_config": json.dumps(row.settings),
+        "max_steps": num_steps,
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    recipe, dropped = ("shapes_maft.yaml", 0.0) if row in VIT_ROWS else ("shapes.yaml", 0.5)
+    train(recipe, work / row.folder, data, seed, *arguments, dropped=dropped)
+
+
+def figures_path(folder: Path, num_scenes: int, pools_patches: bool = False) -> Path:
+    """Where the figures of a model are kept, beside it."""
+    return folder / f"figures_{num_scenes}{'_pooled' if pools_patches else ''}.json"
+
+
+def finished(work: Path, num_scenes: int) -> dict[str, dict[str, float]]:
+    """The rows of a seed that have been measured: name -> figures."""
+    paths = {row.name: figures_path(work / row.folder, num_scenes, row.pools_patches) for row in (*ROWS, *VIT_ROWS)}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
+def measure(folder: Path, num_scenes: int, pools_patches: bool = False) -> dict[str, float]:
+    """Figures of the model in `folder` on scenes of the test split, from the file beside it if that is there."""
+    path = figures_path(folder, num_scenes, pools_patches)
+    if path.is_file():
+        return json.loads(path.read_text())
+    model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
+    processor = MaftPlusProcessor.from_pretrained(folder)
+    if pools_patches:
+        model.model.clip.embed_masks = partial(pool_patches, model.model.clip)
+    figures = evaluate(model, processor, num_scenes, split="test", seed=1, measure_sensitivity=True)
+    path.write_text(json.dumps(figures))
+    return figures
+
+
+def measure_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Every row of one seed: name -> figures."""
+    clip, start, data = prepare(work, seed, options.base_steps, options.base)
+    proposer = options.work / "proposer"  # of the first seed that comes by
+    if not (proposer / "config.json").is_file():
+        train_proposer(load_recipe(RECIPES / "shapes_proposer.yaml", []), data, proposer, clip)
+    vit_clip, vit_start = prepare_vit(work, seed, clip, proposer)
+    plan = [(row, start, clip) for row in ROWS] + [(row, vit_start, vit_clip) for row in VIT_ROWS]
+    table = {}
+    for row, begin, teacher in plan:
+        if row.trains and not (work / row.folder / "config.json").is_file():
+            num_steps = options.vit_steps if row in VIT_ROWS else options.steps
+            run_row(row, work, begin, teacher, data, seed, num_steps)
+        table[row.name] = measure(work / row.folder, options.num_scenes, row.pools_patches)
+        logger.info("seed %d, %s: %s", seed, row.name, {k: round(v, 3) for k, v in table[row.name].items()})
+    return table
+
+
+def collect(tables: list[dict[str, dict[str, float]]]) -> dict[str, np.ndarray]:
+    """Figures of every row in percent, (seeds that have it, columns)."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = {name: [[table[name][column] for column in COLUMNS] for table in tables if name in table] for name in names}
+    return {name: 100 * np.array(values) for name, values in rows.items()}
+
+
+def format_markdown(tables: list[dict[str, dict[str, float]]]) -> str:
+    """Mean, and deviation where there are several seeds, in percent (mask sensitivity: correlation times 100)."""
+    lines = ["| | " + " | ".join(COLUMNS) + " | seeds |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, values in collect(tables).items():
+        cells = [_cell(column) for column in values.T]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(values)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: np.ndarray) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def plot(tables: list[dict[str, dict[str, float]]], path: Path) -> None:
+    """Bars of every column, a group a row, with the deviation over seeds; ConvNeXt above, ViT below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = collect(tables)
+    halves = [[row.name for row in rows if row.name in found] for rows in (ROWS, VIT_ROWS)]
+    figure, all_axes = pyplot.subplots(2, figsize=(11, 8), sharey=True)
+    width = 0.8 / len(COLUMNS)
+    for names, axes in zip(halves, all_axes):
+        means = np.array([found[name].mean(0) for name in names]).reshape(-1, len(COLUMNS))
+        errors = [found[name].std(0, ddof=1) if len(found[name]) > 1 else np.zeros(len(COLUMNS)) for name in names]
+        errors = np.array(errors).reshape(-1, len(COLUMNS))
+        for index, column in enumerate(COLUMNS):
+            places = np.arange(len(names)) + (index - 2.5) * width
+            axes.bar(places, means[:, index], width, yerr=errors[:, index], label=column)
+        labels = [name.replace(" (", "\n(").replace(": ", ":\n").replace(", ", ",\n") for name in names]
+        axes.set_xticks(range(len(names)), labels, fontsize=8)
+        axes.set_ylabel("percent")
+        axes.grid(axis="y", alpha=0.3)
+    all_axes[0].legend(ncols=len(COLUMNS), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs what is missing, prints the table and writes it with a plot."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation/ablation"), help="Name without an ending.")
+    parser.add_argument("--base", type=Path, help="With one seed: a folder of make_shapes_model.py to start from.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--base_steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--vit_steps", type=int, default=150, help="Steps of MAFT's rows.")
+    parser.add_argument("--num_scenes", type=int, default=300)
+    parser.add_argument("--only_finished", action="store_true", help="Train and measure nothing, show what is there.")
+    parser.add_argument("--num_threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    if options.base is not None and len(options.seeds) > 1:
+        raise ValueError("`--base` holds the pre-training of one seed; give one `--seeds`, or leave `--base` out.")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.num_threads)
+    folders = {seed: options.work / f"seed_{seed}" for seed in options.seeds}
+    if options.only_finished:
+        tables = [finished(folder, options.num_scenes) for folder in folders.values()]
+    else:
+        tables = [measure_seed(folder, seed, options) for seed, folder in folders.items()]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = format_markdown(tables)
+    options.out.with_suffix(".md").write_text(text + "\n")
+    plot(tables, options.out.with_suffix(".png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""How well a model segments fresh scenes of the shapes world when all names of the world are its vocabulary.
+
+    python shapes/evaluate.py models/shapes --split test --num_scenes 500
+
+Choices are made on the validation split; figures are reported on the test split, which no choice has seen.
+Columns: mIoU over the pairs of each kind (seen counts the stuff too, as the classes of segmentation training),
+the harmonic mean of seen and unseen, and panoptic quality over all classes.
+Shapes: K classes (42), Q queries, N segments of a scene, S side of a scene in pixels.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn import functional as F
+
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
+from maftplus.shapes.scenes import CLASSES, KINDS, SPLIT_SEEDS, STUFF_IDS, Scene, class_ids, scenes
+from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
+
+COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "pq_things", "pq_stuff")
+
+
+def all_names() -> list[list[str]]:
+    """Every class with all its synonyms, in the order of `CLASSES`: what `set_vocabulary` and `text=` take."""
+    return [list(entry.names) for entry in CLASSES]
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaftPlusForUniversalSegmentation,
+    processor: MaftPlusProcessor,
+    num_scenes: int,
+    split: str = "validation",
+    seed: int = 0,
+    batch_size: int = 10,
+    measure_sensitivity: bool = False,
+) -> dict[str, float]:
+    """
+    Figures on fresh scenes, fractions of 1.
+
+    Args:
+        split, seed: Which scenes (`shapes.scenes`); "test" for figures that are reported.
+        measure_sensitivity: Also `mask_sensitivity`, see there.
+    """
+    model.eval()
+    vocabulary = model.encode_vocabulary(**processor(text=all_names(), return_tensors="pt"))
+    num_classes = len(CLASSES)
+    matrix, counts = np.zeros((num_classes + 1, num_classes + 1), np.int64), np.zeros((num_classes, 4))
+    sensitivities: list[float] = []
+    for batch in _batches(scenes(split, num_scenes, seed=seed), batch_size):
+        outputs = model(**processor(images=[s.image for s in batch], return_tensors="pt"), **vocabulary)
+        sizes = [scene.segmentation.shape for scene in batch]
+        semantic = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        panoptic = processor.post_process_panoptic_segmentation(
+            outputs, target_sizes=sizes, label_ids_to_fuse=set(STUFF_IDS)
+        )
+        for scene, classes, segments in zip(batch, semantic, panoptic):
+            confusion_matrix(classes, scene.semantic, num_classes, out=matrix)
+            found = segments["segmentation"], segments["segments_info"]
+            counts += panoptic_counts(*found, scene.segmentation, scene.segments_info, num_classes)
+        if measure_sensitivity:
+            sensitivities += mask_sensitivity(outputs, batch)
+    figures = _figures(matrix, counts)
+    return {**figures, "mask_sensitivity": float(np.mean(sensitivities))} if measure_sensitivity else figures
+
+
+def mask_sensitivity(outputs, batch: list[Scene]) -> list[float]:
+    """
+    For every segment the rank correlation, over the queries of its image, between CLIP's probability of the segment's
+    class and the soft IoU of the query's mask with the segment: what arXiv 2310.00240 says CLIP lacks.
+
+    Args:
+        outputs: The model's, with `out_vocab_logits` (B, Q, K+1) and `masks_queries_logits` (B, Q, h, w).
+
+    Returns: one number in [-1, 1] a segment; segments for which all scores or all overlaps are equal are left out.
+    """
+    probabilities = outputs.out_vocab_logits[..., :-1].softmax(-1)
+    found = []
+    for scores, masks, scene in zip(probabilities, outputs.masks_queries_logits, batch):
+        overlaps = _soft_iou(masks, scene)  # (N, Q)
+        for segment, overlap in zip(scene.segments_info, overlaps):
+            score = scores[:, segment["category_id"]]
+            if score.std() > 0 and overlap.std() > 0:
+                found.append(float(spearmanr(score.numpy(), overlap.numpy()).statistic))
+    return found
+
+
+def _soft_iou(mask_logits: Tensor, scene: Scene) -> Tensor:
+    size = scene.segmentation.shape
+    masks = F.interpolate(mask_logits[None], size=size, mode="bilinear", align_corners=False)[0].sigmoid().flatten(1)
+    ids = torch.tensor([segment["id"] for segment in scene.segments_info])
+    truth = (torch.from_numpy(scene.segmentation)[None] == ids[:, None, None]).float().flatten(1)
+    overlap = truth @ masks.T
+    return overlap / (truth.sum(1)[:, None] + masks.sum(1)[None] - overlap + 1e-7)
+
+
+def _batches(stream: Iterator[Scene], size: int) -> Iterator[list[Scene]]:
+    batch: list[Scene] = []
+    for scene in stream:
+        batch.append(scene)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def absent_things(scene: Scene, shares_a_colour: bool) -> list[str]:
+    """First names of every other thing that a scene lacks, in a colour that it shows or in none of its colours."""
+    present = {segment["category_id"] for segment in scene.segments_info}
+    colours = {CLASSES[index].colour for index in present}
+    absent = [entry for index, entry in enumerate(CLASSES) if entry.isthing and index not in present]
+    return [entry.names[0] for entry in absent if (entry.colour in colours) == shares_a_colour][::2]
+
+
+def share_left_empty(segmenter: MaftPlusSegmentationPipeline, num_scenes: int, shares_a_colour: bool) -> float:
+    """Share of validation scenes in which no segment is found for up to four `absent_things`."""
+    found = [
+        segmenter(Image.fromarray(scene.image), candidate_labels=absent_things(scene, shares_a_colour)[:4])
+        for scene in scenes("validation", num_scenes, seed=8)
+    ]
+    return float(np.mean([not segments for segments in found]))
+
+
+def _figures(matrix: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    iou = semantic_figures(matrix)["per_category_iou"]
+    figures = {kind: float(np.nanmean(iou[class_ids(kind)])) for kind in KINDS}
+    seen, unseen = figures["seen"], figures["unseen"]
+    figures["harmonic"] = 2 * seen * unseen / max(seen + unseen, 1e-9)
+    panoptic = panoptic_figures(counts, STUFF_IDS)
+    return {**figures, **{key: panoptic[key] for key in ("pq", "sq", "rq", "pq_things", "pq_stuff")}}
+
+
+def format_table(figures: dict[str, float]) -> str:
+    """One row of percentages under the names of the columns."""
+    names = "".join(f"{name:>11}" for name in COLUMNS)
+    return f"{names}\n" + "".join(f"{100 * figures[name]:>11.1f}" for name in COLUMNS)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the figures of a model on fresh scenes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--split", default="test", choices=sorted(SPLIT_SEEDS))
+    parser.add_argument("--num_scenes", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--absent_words", type=int, default=0, help="Scenes to ask for what is not there.")
+    parser.add_argument("--num_threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.num_threads)
+    model = MaftPlusForUniversalSegmentation.from_pretrained(options.model)
+    processor = MaftPlusProcessor.from_pretrained(options.model)
+    start = time.time()
+    figures = evaluate(model, processor, options.num_scenes, options.split, options.seed, measure_sensitivity=True)
+    print(f"{options.num_scenes} scenes of the {options.split} split, {time.time() - start:.0f} s")
+    print(format_table(figures))
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    if options.absent_words:
+        segmenter = MaftPlusSegmentationPipeline(model=model, processor=processor)
+        other, same = (share_left_empty(segmenter, options.absent_words, shares) for shares in (False, True))
+        print(f"Absent words leave a scene empty: {other:.0%} in other colours, {same:.0%} in colours of the scene.")
+
+
+if __name__ == "__main__":
+    main()

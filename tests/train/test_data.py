@@ -1,0 +1,459 @@
+"""Benchmarks from disk: a small sample of every official layout, its bytes written from the format's description.
+
+Sources: PNG, W3C Recommendation (third edition), sections 5 and 11; MAT-files, "MAT-File Format" (MathWorks), level 5;
+COCO, cocodataset.org "Data format"; ADE20K, groups.csail.mit.edu/vision/datasets/ADE20K "R/10*256+G"; scene parsing
+challenge 2017 "R category, G instance"; VOC2012 development kit, "Segmentation"; PASCAL-Context, "LabelMap".
+"""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maftplus.train.data.prepare import prepare, verify
+from maftplus.train.data.registry import (
+    BENCHMARKS,
+    HubDataset,
+    load_benchmark,
+    load_folder,
+    load_hub,
+    reduce_labels,
+    semantic_labels,
+    shrink,
+)
+from maftplus.vocabularies.files import Vocabulary, load_vocabulary, with_prompts
+
+GREY, COLOUR, PALETTE = 0, 2, 3  # PNG colour types
+WORDS = Vocabulary("words", ("cat", "grass"), (("cat",), ("grass",)), (0, 1))
+
+
+def png_bytes(rows, colour_type: int = GREY, depth: int = 8, palette: bytes = b"") -> bytes:
+    """A PNG file: signature, IHDR, PLTE, one IDAT of unfiltered rows, IEND; numbers are big-endian."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    values = np.asarray(rows)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour_type, 0, 0, 0)
+    data = b"".join(b"\0" + row.astype(">u2" if depth == 16 else ">u1").tobytes() for row in values)
+    parts = [chunk(b"IHDR", header), chunk(b"PLTE", palette) if palette else b"", chunk(b"IDAT", zlib.compress(data))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def mat_bytes(name: str, rows) -> bytes:
+    """A level 5 MAT-file with one uint16 matrix, stored column by column, little-endian, every element padded to 8."""
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content + b"\0" * (-len(content) % 8)
+
+    values = np.asarray(rows)
+    matrix = element(6, struct.pack("<II", 11, 0)) + element(5, struct.pack("<ii", *values.shape))  # mxUINT16_CLASS
+    matrix += element(1, name.encode()) + element(4, values.T.astype("<u2").tobytes())
+    header = b"MATLAB 5.0 MAT-file".ljust(116) + b"\0" * 8 + struct.pack("<H", 0x0100) + b"IM"
+    return header + element(14, matrix)
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def picture(path: Path, height: int = 2, width: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (200, 100, 50)).save(path)
+    return path
+
+
+def make_ade(root: Path) -> list[list[int]]:
+    picture(root / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg")
+    write(
+        root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png", png_bytes([[0, 1, 2], [150, 13, 0]])
+    )
+    return [[255, 0, 1], [149, 12, 255]]
+
+
+def make_ade_full(root: Path) -> list[list[int]]:
+    folder = root / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
+    picture(folder / "ADE_val_00000001.jpg")
+    # wall is 2978 = 11 * 256 + 162, building 312 = 1 * 256 + 56; R is ten times the first, B is the instance
+    wall, building, unknown, nothing = (110, 162, 7), (10, 56, 0), (0, 1, 0), (0, 0, 0)
+    seg = np.array([[wall, building, unknown], [nothing, (119, 162, 1), wall]])
+    write(folder / "ADE_val_00000001_seg.png", png_bytes(seg, COLOUR))
+    write(folder / "ADE_val_00000001_parts_1.png", png_bytes(seg, COLOUR))
+    return [[0, 1, 65535], [65535, 0, 0]]
+
+
+def make_context_59(root: Path) -> list[list[int]]:
+    folder = root / "VOCdevkit/VOC2010"
+    picture(folder / "JPEGImages/2008_000002.jpg")
+    image = {"image_id": 2008000002, "file_name": "2008_000002.jpg", "height": 2, "width": 3, "phase": "val"}
+    # column by column: two zeros, three ones, one zero; compressed, numbers below 16 are the digit itself
+    compressed = {"image_id": 2008000002, "category_id": 2, "segmentation": {"size": [2, 3], "counts": "231"}}
+    listed = {"image_id": 2008000002, "category_id": 458, "segmentation": {"size": [2, 3], "counts": [5, 1]}}
+    other = {**image, "image_id": 7, "file_name": "2008_000007.jpg", "phase": "train"}
+    content = {"images": [image, other], "annos_segmentation": [compressed, listed], "categories": []}
+    write(folder / "trainval_merged.json", json.dumps(content))
+    return [[255, 0, 0], [255, 0, 58]]
+
+
+def make_context_459(root: Path) -> list[list[int]]:
+    folder = root / "VOCdevkit/VOC2010"
+    picture(folder / "JPEGImages/2008_000002.jpg")
+    write(folder / "trainval/2008_000002.mat", mat_bytes("LabelMap", [[0, 1, 2], [459, 284, 1]]))
+    write(folder / "ImageSets/SegmentationContext/val.txt", "2008_000002\n")
+    return [[65535, 0, 1], [458, 283, 0]]
+
+
+def make_voc(root: Path) -> list[list[int]]:
+    folder = root / "VOCdevkit/VOC2012"
+    picture(folder / "JPEGImages/2007_000033.jpg")
+    palette = bytes(range(256)) * 3
+    write(
+        folder / "SegmentationClass/2007_000033.png", png_bytes([[0, 1, 255], [20, 15, 0]], PALETTE, palette=palette)
+    )
+    write(folder / "ImageSets/Segmentation/val.txt", "2007_000033\n")
+    return [[255, 0, 255], [19, 14, 255]]
+
+
+def make_coco_stuff(root: Path, split: str = "val") -> list[list[int]]:
+    picture(root / f"coco/{split}2017/000000000139.jpg")
+    # PNG values are the official ids less one, with gaps: 12 is stop sign, number 11; all 11 gaps lie below 91
+    write(root / f"coco/stuffthingmaps/{split}2017/000000000139.png", png_bytes([[0, 12, 255], [181, 20, 123]]))
+    return [[0, 11, 255], [170, 19, 112]]
+
+
+def make_coco_panoptic(root: Path) -> list[list[int]]:
+    picture(root / "coco/val2017/000000000139.jpg")
+    # ids R + 256 G + 65536 B: 5, 517 = 5 + 2 * 256, 196608 = 3 * 65536
+    ids = np.array([[(5, 0, 0), (5, 2, 0), (5, 2, 0)], [(0, 0, 3), (0, 0, 0), (5, 0, 0)]])
+    write(root / "coco/annotations/panoptic_val2017/000000000139.png", png_bytes(ids, COLOUR))
+    segments = [(5, 1, 0, 2), (517, 17, 1, 2), (196608, 200, 0, 1)]
+    segments = [dict(zip(("id", "category_id", "iscrowd", "area"), segment)) for segment in segments]
+    annotation = {"image_id": 139, "file_name": "000000000139.png", "segments_info": segments}
+    write(root / "coco/annotations/panoptic_val2017.json", json.dumps({"annotations": [annotation]}))
+    return [[5, 517, 517], [196608, 0, 5]]
+
+
+def make_ade_panoptic(root: Path) -> list[list[int]]:
+    make_ade(root)
+    folder = root / "ADEChallengeData2016"
+    # red is the category of 100: 1 is bed (8 of 150), 4 is person (13); green the instance; a bed covers the building
+    instances = np.array([[(0, 0, 0), (0, 0, 0), (1, 1, 0)], [(0, 0, 0), (4, 2, 0), (0, 0, 0)]])
+    write(folder / "annotations_instance/validation/ADE_val_00000001.png", png_bytes(instances, COLOUR))
+    return [[0, 1, 3], [0, 4, 0]]  # the flag (150) is a thing without an instance
+
+
+LAYOUTS = {
+    "ade20k_150": make_ade,
+    "ade20k_847": make_ade_full,
+    "ade20k_572_275": make_ade_full,
+    "pascal_context_59": make_context_59,
+    "pascal_context_459": make_context_459,
+    "pascal_voc_20": make_voc,
+    "pascal_voc_15_5": make_voc,
+    "coco_stuff_171": make_coco_stuff,
+    "coco_stuff_156_15": make_coco_stuff,
+    "coco_panoptic": make_coco_panoptic,
+    "ade20k_panoptic": make_ade_panoptic,
+}
+
+
+def test_every_benchmark_of_the_registry_has_a_sample_here():
+    assert set(LAYOUTS) == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_raw_annotations_become_training_ids(name, tmp_path):
+    expected = LAYOUTS[name](tmp_path)
+    prepare(name, tmp_path, num_workers=1, progress=False)
+    dataset = load_benchmark(name, tmp_path)
+    sample = dataset[0]
+    assert len(dataset) == 1
+    assert sample["segmentation_map"].tolist() == expected
+    assert sample["image"].size == (3, 2)
+    findings = verify(name, tmp_path, num_workers=1, progress=False)
+    assert len(findings) == 1
+    assert "1 pictures of val, published are" in findings[0]
+
+
+def test_the_root_may_be_the_benchmarks_own_folder(tmp_path):
+    make_coco_stuff(tmp_path)
+    assert len(load_benchmark("coco_stuff_171", tmp_path / "coco")) == 1
+
+
+def test_panoptic_categories_become_training_ids_and_keep_crowds(tmp_path):
+    make_coco_panoptic(tmp_path)
+    sample = load_benchmark("coco_panoptic", tmp_path)[0]
+    assert [(s["id"], s["label_id"], s["iscrowd"]) for s in sample["segments_info"]] == [
+        (5, 0, 0),
+        (517, 15, 1),
+        (196608, 132, 0),
+    ]
+    assert semantic_labels(sample, 255).tolist() == [[0, 15, 15], [132, 255, 0]]
+
+
+def test_ade_panoptic_pastes_things_over_stuff_and_is_prepared_once(tmp_path):
+    make_ade_panoptic(tmp_path)
+    prepare("ade20k_panoptic", tmp_path, num_workers=1, progress=False)
+    sample = load_benchmark("ade20k_panoptic", tmp_path)[0]
+    labels = [(s["id"], s["label_id"], s["area"]) for s in sample["segments_info"]]
+    assert labels == [(1, 0, 1), (2, 1, 1), (3, 7, 1), (4, 12, 1)]
+    assert sample["image_id"] == "ADE_val_00000001"
+    assert "is complete" in prepare("ade20k_panoptic", tmp_path, num_workers=1, progress=False)[1]
+
+
+def test_an_instance_with_two_categories_is_named(tmp_path):
+    make_ade_panoptic(tmp_path)
+    path = tmp_path / "ADEChallengeData2016/annotations_instance/validation/ADE_val_00000001.png"
+    write(path, png_bytes(np.array([[(1, 1, 0), (2, 1, 0), (0, 0, 0)]] * 2), COLOUR))
+    with pytest.raises(ValueError, match=r"annotations_instance.*instance 1 has the categories \[1, 2\]"):
+        prepare("ade20k_panoptic", tmp_path, num_workers=1, progress=False)
+
+
+def test_ade_panoptic_says_that_it_must_be_prepared(tmp_path):
+    make_ade(tmp_path)
+    with pytest.raises(FileNotFoundError, match="maftplus prepare ade20k_panoptic"):
+        load_benchmark("ade20k_panoptic", tmp_path)
+
+
+def test_prepared_context_maps_replace_the_json_and_serve_the_459_classes_list(tmp_path):
+    expected = make_context_59(tmp_path)
+    make_context_459(tmp_path)
+    assert "1 maps written" in prepare("pascal_context_59", tmp_path, num_workers=1, progress=False)[1]
+    assert "0 maps written" in prepare("pascal_context_59", tmp_path, num_workers=1, progress=False)[1]
+    (tmp_path / "VOCdevkit/VOC2010/trainval_merged.json").unlink()
+    (tmp_path / "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt").unlink()
+    assert load_benchmark("pascal_context_59", tmp_path)[0]["segmentation_map"].tolist() == expected
+    assert len(load_benchmark("pascal_context_459", tmp_path)) == 1
+
+
+def test_training_pictures_that_are_void_everywhere_are_left_out_once_listed(tmp_path):
+    make_coco_stuff(tmp_path, "train")
+    picture(tmp_path / "coco/train2017/000000000009.jpg")
+    write(tmp_path / "coco/stuffthingmaps/train2017/000000000009.png", png_bytes([[255] * 3] * 2))
+    assert len(load_benchmark("coco_stuff_171", tmp_path, "train")) == 2
+    prepare("coco_stuff_171", tmp_path, num_workers=1, progress=False)
+    assert [item.image_id for item in load_benchmark("coco_stuff_171", tmp_path, "train").items] == ["000000000139"]
+
+
+def test_zero_shot_training_never_sees_an_unseen_class(tmp_path):
+    make_coco_stuff(tmp_path, "train")
+    make_coco_stuff(tmp_path, "val")
+    seen_only = load_benchmark("coco_stuff_156_15", tmp_path, "train")[0]["segmentation_map"]
+    assert seen_only.tolist() == [[0, 11, 255], [170, 255, 255]]  # cow and grass are unseen
+    assert load_benchmark("coco_stuff_156_15", tmp_path, "val")[0]["segmentation_map"].tolist()[1] == [170, 19, 112]
+
+
+def test_large_ade_full_pictures_are_shrunk_to_a_short_side_of_512():
+    labels = np.arange(4)[:, None].repeat(1024, 0).reshape(4, 1024).repeat(300, 0)[:1200].T[:1024]
+    image, small = shrink(Image.new("RGB", labels.shape[::-1]), labels, 512)
+    assert image.size == small.shape[::-1] == (600, 512)
+    assert small[0, [0, 149, 150, 599]].tolist() == labels[0, [0, 298, 300, 1198]].tolist()
+
+
+def make_folder(root: Path, rows, depth: int = 8, size: tuple[int, int] = (2, 3)) -> tuple[Path, Path]:
+    picture(root / "pictures/a.jpg", *size)
+    return root / "pictures", write(root / "maps/a.png", png_bytes(rows, depth=depth)).parent
+
+
+def test_a_folder_of_sixteen_bit_maps_with_65535_as_unlabelled(tmp_path):
+    words = Vocabulary("w", ("a", "b"), (("a",), ("b",)), (300, 40000))
+    folders = make_folder(tmp_path, [[300, 40000, 65535]] * 2, depth=16)
+    sample = load_folder(*folders, words, ignore_index=65535)[0]
+    assert sample["segmentation_map"].tolist() == [[0, 1, 65535]] * 2
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int64"])
+def test_reducing_labels_keeps_254_and_255_apart(dtype):
+    reduced = reduce_labels(np.array([[0, 1, 2, 254, 255]]).astype(dtype), ignore_index=255)
+    assert reduced.tolist() == [[255, 0, 1, 253, 255]]
+
+
+def test_a_folder_numbered_from_one_is_reduced(tmp_path):
+    sample = load_folder(*make_folder(tmp_path, [[0, 1, 2]] * 2), WORDS, do_reduce_labels=True)[0]
+    assert sample["segmentation_map"].tolist() == [[255, 0, 1]] * 2
+
+
+def test_bad_files_of_a_folder_are_named(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 7]] * 2)
+    with pytest.raises(ValueError, match=r"a\.png: the ids 7 are not in the vocabulary words"):
+        load_folder(pictures, maps, WORDS)[0]
+    write(maps / "a.png", png_bytes([[0, 1]]))
+    with pytest.raises(ValueError, match=r"a\.png is 1 x 2 .* but .*a\.jpg is 2 x 3"):
+        load_folder(pictures, maps, WORDS)[0]
+    write(maps / "a.png", b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as a picture"):
+        load_folder(pictures, maps, WORDS)[0]
+    write(maps / "a.png", png_bytes(np.zeros((2, 3, 3)), COLOUR))
+    with pytest.raises(ValueError, match=r"a\.png: a label map has one channel"):
+        load_folder(pictures, maps, WORDS)[0]
+    (maps / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg has no label map"):
+        load_folder(pictures, maps, WORDS)
+
+
+def test_a_truncated_picture_is_named(tmp_path):
+    folders = make_folder(tmp_path, [[0] * 300] * 300, size=(300, 300))
+    path = folders[0] / "a.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"a\.jpg: cannot be read as a picture"):
+        load_folder(*folders, WORDS)[0]
+
+
+def test_verify_names_every_bad_file(tmp_path):
+    make_ade(tmp_path)
+    folder = tmp_path / "ADEChallengeData2016"
+    picture(folder / "images/validation/ADE_val_00000002.jpg")
+    picture(folder / "images/validation/ADE_val_00000003.jpg", 4, 4)
+    picture(folder / "images/validation/ADE_val_00000004.jpg")
+    write(folder / "annotations/validation/ADE_val_00000003.png", png_bytes([[1, 2, 3]] * 2))
+    write(folder / "annotations/validation/ADE_val_00000004.png", png_bytes([[1, 2, 151]] * 2))
+    count, missing, size, outside = verify("ade20k_150", tmp_path, num_workers=1, progress=False)
+    assert "4 pictures of val, published are 2000" in count
+    assert "ADE_val_00000002.png does not exist" in missing
+    assert "ADE_val_00000003.png: (2, 3)" in size
+    assert "ADE_val_00000004.png: the ids 151 are not in the vocabulary" in outside
+
+
+def test_verify_compares_listed_segments_with_the_map(tmp_path):
+    make_coco_panoptic(tmp_path)
+    path = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    segments = content["annotations"][0]["segments_info"]
+    segments[0]["area"] = 9
+    segments.append({"id": 77, "category_id": 1})
+    path.write_text(json.dumps(content))
+    findings = "\n".join(verify("coco_panoptic", tmp_path, num_workers=1, progress=False))
+    assert "segment 5 has 2 pixels, its listed area is 9" in findings
+    assert "segment 77 is listed but has no pixel" in findings
+    del segments[0]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"000000000139\.png: the segment ids \[5\] are in the map but not in the list"
+    ):
+        load_benchmark("coco_panoptic", tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not a JSON file"), ('{"images": []}', "lacks `annotations`"), ("[]", "lacks `annotations`")],
+)
+def test_a_bad_panoptic_json_is_named(content, message, tmp_path):
+    make_coco_panoptic(tmp_path)
+    write(tmp_path / "coco/annotations/panoptic_val2017.json", content)
+    with pytest.raises(ValueError, match=rf"panoptic_val2017\.json: .*{message}"):
+        load_benchmark("coco_panoptic", tmp_path)
+
+
+def test_a_mat_file_without_a_label_map_is_named(tmp_path):
+    make_context_459(tmp_path)
+    write(tmp_path / "VOCdevkit/VOC2010/trainval/2008_000002.mat", mat_bytes("Other", [[1]]))
+    with pytest.raises(ValueError, match=r"2008_000002\.mat: no \.mat file with a `LabelMap`"):
+        load_benchmark("pascal_context_459", tmp_path)[0]
+
+
+def test_unknown_names_splits_and_roots_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="No benchmark is called 'ade'; there are ade20k_150"):
+        load_benchmark("ade", tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_benchmark("ade20k_150", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match='"train" or "val"'):
+        load_benchmark("ade20k_150", tmp_path, "test")
+
+
+def hub_rows(labels=(0, 1, 255)):
+    image = Image.new("RGB", (3, 2))
+    return [{"image": image, "label": Image.fromarray(np.array([labels] * 2, dtype=np.uint8))} for _ in range(5)]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_hub_rows_become_samples_and_processes_share_them(is_streamed):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(hub_rows())
+    hub = HubDataset("words", rows.to_iterable_dataset() if is_streamed else rows, WORDS)
+    names = [[sample["name"] for sample in hub.samples(rank, 2)] for rank in range(2)]
+    assert names == [["0", "2", "4"], ["1", "3"]]
+    assert next(iter(hub))["segmentation_map"].tolist() == [[0, 1, 255]] * 2
+    assert len(list(hub.samples(max_samples=3))) == 3
+
+
+def test_bad_hub_rows_are_named():
+    with pytest.raises(ValueError, match="words, row 0: the ids 9 are not in the vocabulary"):
+        next(iter(HubDataset("words", hub_rows((0, 1, 9)), WORDS)))
+    with pytest.raises(ValueError, match=r"words has the columns \['image', 'label'\], not 'mask'"):
+        next(iter(HubDataset("words", hub_rows(), WORDS, label_column="mask")))
+
+
+def test_vocabularies_have_the_published_sizes_and_splits():
+    sizes = {name: load_vocabulary(row.vocabulary).num_labels for name, row in BENCHMARKS.items()}
+    assert sizes["ade20k_847"] == 847
+    assert sizes["pascal_context_459"] == 459
+    assert sizes["coco_panoptic"] == 133
+    unseen = {name: len(load_vocabulary(name).unseen) for name in ("ade20k_847", "coco_stuff_171", "pascal_voc_20")}
+    assert unseen == {"ade20k_847": 275, "coco_stuff_171": 15, "pascal_voc_20": 5}
+    ade = load_vocabulary("ade20k_panoptic_150")
+    assert (len(ade.things), len(ade.stuff)) == (100, 50)
+    assert all(load_vocabulary(row.vocabulary).source for row in BENCHMARKS.values())
+
+
+def test_no_synonym_of_ours_is_another_class():
+    for name in {row.vocabulary for row in BENCHMARKS.values()}:
+        vocabulary = load_vocabulary(name)
+        official = {part.strip() for names in vocabulary.names for part in names.split(",")}
+        repeated = [word for word in vocabulary.repeated_names() if word not in official]
+        assert not repeated, f"{name}: {repeated}"
+
+
+def test_a_published_prompt_file_is_read_and_the_first_class_of_a_name_wins(tmp_path):
+    path = write(tmp_path / "words.txt", "0:invalid_class_id\n7:cat,kitten\n3:dog, puppy,kitten\n9:tree\n")
+    vocabulary = load_vocabulary(path)
+    assert vocabulary.classes == (("cat", "kitten"), ("dog", "puppy", "kitten"), ("tree",))
+    assert vocabulary.raw_ids == (7, 3, 9)
+    assert vocabulary.class_of("kitten") == 0
+    assert vocabulary.repeated_names() == {"kitten": [0, 1]}
+
+
+def test_names_alone_are_numbered_from_zero(tmp_path):
+    vocabulary = load_vocabulary(write(tmp_path / "words.txt", "cat, kitten\ntraffic light\n\n"))
+    assert vocabulary.names == ("cat", "traffic light")
+    assert vocabulary.raw_ids == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no class"),
+        ("1:cat\n2:,\n", "line 2: a class without a name"),
+        ("1:cat\n1:dog\n", "gives the id 1 twice"),
+    ],
+)
+def test_a_bad_vocabulary_file_is_named(content, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"words\.txt.*{message}"):
+        load_vocabulary(write(tmp_path / "words.txt", content))
+
+
+def test_prompts_of_a_file_replace_those_of_a_benchmark_class_by_class(tmp_path):
+    voc = load_vocabulary("pascal_voc_20")
+    other = load_vocabulary(write(tmp_path / "words.txt", "".join(f"{i}:word{i}\n" for i in range(20))))
+    assert with_prompts(voc, other).classes[3] == ("word3",)
+    assert with_prompts(voc, other).raw_ids == voc.raw_ids
+    with pytest.raises(ValueError, match="has 2 classes, but pascal_voc_20 has 20"):
+        with_prompts(voc, WORDS)
+
+
+def test_an_unknown_vocabulary_names_those_there_are():
+    with pytest.raises(FileNotFoundError, match="ade20k_150"):
+        load_vocabulary("nonsense")
+
+
+def test_a_local_folder_that_datasets_reads_is_a_hub_data_set_with_a_short_name(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "blocks").mkdir()
+    datasets.Dataset.from_list(hub_rows()).to_parquet(tmp_path / "blocks" / "train.parquet")
+    hub = load_hub(str(tmp_path / "blocks"), "train", WORDS, streaming=True)
+    assert (hub.name, len(list(hub))) == ("blocks", 5)

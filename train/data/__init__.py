@@ -1,0 +1,1 @@
+"""Data sets on disk and on the Hub, as samples for training and evaluation."""

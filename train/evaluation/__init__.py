@@ -1,0 +1,1 @@
+"""Counting, figures and reports of semantic and panoptic evaluation."""

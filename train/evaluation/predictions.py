@@ -1,0 +1,77 @@
+"""Predictions on disk in COCO's formats, for evaluation servers and other tools.
+
+Semantic: a PNG of training ids a picture, and the COCO-Stuff results format (one run-length mask a class and picture).
+Panoptic: a PNG of segment ids a picture, and the COCO panoptic results format. Category ids are the benchmark's own.
+Source: cocodataset.org, "Results Format". Shapes: H x W the picture.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from PIL import Image
+
+from maftplus.train.data.annotations import write_panoptic_png
+from maftplus.train.evaluation.counting import as_label_map
+from maftplus.train.processes import process_state
+from maftplus.vocabularies.files import Vocabulary
+
+
+class PredictionWriter:
+    """Writes below `folder`: `semantic/*.png`, `semantic.json`, `panoptic/*.png`, `panoptic.json`."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary):
+        self.folder, self.vocabulary = folder, vocabulary
+        self.records: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, sample: dict[str, Any], prediction: Any, task: str) -> None:
+        """Write one picture's PNG now and keep its JSON entries."""
+        (self.folder / task).mkdir(parents=True, exist_ok=True)
+        path = self.folder / task / f"{Path(sample['name']).stem}.png"
+        records = self.records.setdefault(task, [])
+        if task == "semantic":
+            labels = as_label_map(prediction, name=sample["name"])
+            Image.fromarray(labels.astype(np.uint8 if self.vocabulary.num_labels <= 256 else np.uint16)).save(path)
+            records += self._semantic_records(sample, labels)
+        else:
+            write_panoptic_png(as_label_map(prediction["segmentation"], name=sample["name"]), path)
+            records.append(self._panoptic_record(sample, prediction, path))
+
+    def finish(self) -> None:
+        """Write the JSON files with the entries of all processes; collective."""
+        state = process_state()
+        for task in ("semantic", "panoptic"):
+            records = self.records.get(task, [])
+            records = gather_object(records) if state.num_processes > 1 else records
+            records = sorted(records, key=lambda record: (str(record["image_id"]), record.get("category_id", 0)))
+            if records and state.is_main_process:
+                content = records if task == "semantic" else {"annotations": records}
+                (self.folder / f"{task}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def _semantic_records(self, sample: dict[str, Any], labels: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                "image_id": sample["image_id"],
+                "category_id": self.vocabulary.raw_ids[label],
+                "segmentation": run_lengths(labels == label),
+            }
+            for label in np.unique(labels).tolist()
+            if label < self.vocabulary.num_labels
+        ]
+
+    def _panoptic_record(self, sample: dict[str, Any], prediction: Any, path: Path) -> dict[str, Any]:
+        segments = [
+            {"id": int(segment["id"]), "category_id": self.vocabulary.raw_ids[segment["label_id"]]}
+            for segment in prediction["segments_info"]
+        ]
+        return {"image_id": sample["image_id"], "file_name": path.name, "segments_info": segments}
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) as an uncompressed COCO run length: columns first, starting with the number of zeros."""
+    values = mask.reshape(-1, order="F")
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], changes, [len(values)]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if len(values) and values[0] else counts}

@@ -1,0 +1,1 @@
+"""Class names of the public data sets, and what reads them."""
