@@ -6,11 +6,10 @@ is split. Every synonym is put into every template; `&amp;` and its like are rea
 Shapes: B images, K classes, P synonyms, N prompts (P times the number of templates), T tokens of the longest prompt.
 """
 
-import html
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,26 +22,21 @@ from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import ModelOutput, logging
 
 from .image_processing_maftplus import MaftPlusImageProcessorKwargs, check_shares, read_picture
+from .words_maftplus import (
+    VILD_TEMPLATES,
+    ClassName,
+    Prompts,
+    as_list,
+    build_prompts,
+    find_label_ids,
+    find_seen_classes,
+    parse_classes,
+    unescape,
+)
 
 logger = logging.get_logger(__name__)
 
 MAX_TOKENS = 77  # CLIP's context: the longest prompt any released text tower reads
-VILD_TEMPLATES = (
-    "a photo of a {}.",
-    "This is a photo of a {}",
-    "There is a {} in the scene",
-    "There is the {} in the scene",
-    "a photo of a {} in the scene",
-    "a photo of a small {}.",
-    "a photo of a medium {}.",
-    "a photo of a large {}.",
-    "This is a photo of a small {}.",
-    "This is a photo of a medium {}.",
-    "This is a photo of a large {}.",
-    "There is a small {} in the scene.",
-    "There is a medium {} in the scene.",
-    "There is a large {} in the scene.",
-)
 THRESHOLDS = {  # that a subtask reads
     "panoptic": ("threshold", "mask_threshold", "overlap_mask_area_threshold"),
     "instance": ("threshold", "mask_threshold"),
@@ -51,117 +45,6 @@ THRESHOLDS = {  # that a subtask reads
 SUBTASKS = tuple(THRESHOLDS)
 INSTANCE_THRESHOLD = 0.2  # what people see; post-processing itself keeps every instance, as metrics need
 CACHED_VOCABULARIES = 8  # per pipeline; a vocabulary is a few hundred kilobytes
-
-ClassName = str | Sequence[str]
-
-
-class Prompts(NamedTuple):
-    """Every template of every synonym: class by class, synonym by synonym, template by template. Lists of length N."""
-
-    texts: list[str]
-    class_ids: list[int]
-    synonym_ids: list[int]
-
-
-def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
-    """
-    Synonyms of every class, spaces around them stripped.
-
-    Args:
-        labels: One entry a class: a string with synonyms separated by commas, or a list of synonyms (nothing is
-            split). A string alone is *one* class: "cat, kitten" is not two.
-
-    Raises:
-        ValueError: without labels, with an empty label or synonym, or if two labels have the same synonyms.
-    """
-    labels = _as_list(labels)
-    if not labels:
-        raise ValueError("`text` (the labels) is empty; give at least one class name.")
-    classes = [_synonyms(label, index) for index, label in enumerate(labels)]
-    first_index = {}
-    for index, synonyms in enumerate(classes):
-        key = frozenset(map(canonical_name, synonyms))
-        if key in first_index:
-            raise ValueError(
-                f"Label {index} ({', '.join(synonyms)!r}) repeats label {first_index[key]}; give every label once."
-            )
-        first_index[key] = index
-    return classes
-
-
-def _as_list(texts: str | Iterable) -> list:
-    """One text, or any number of them, which may be a generator -> a list."""
-    return [texts] if isinstance(texts, str) else list(texts)
-
-
-def _synonyms(label: ClassName, index: int) -> list[str]:
-    if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
-        raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
-    synonyms = label.split(",") if isinstance(label, str) else label
-    synonyms = [name.strip() for name in synonyms]
-    if not synonyms or not all(map(canonical_name, synonyms)):  # "&nbsp;" is empty too
-        raise ValueError(f"Label {index} ({label!r}) is empty or has an empty synonym; remove it or the extra comma.")
-    return synonyms
-
-
-def canonical_name(name: str) -> str:
-    """What the tokenizer makes of a name before it cuts it into tokens: names that agree here are the same name."""
-    return " ".join(_unescape(name).split()).lower()
-
-
-def _unescape(text: str) -> str:
-    return html.unescape(html.unescape(text))
-
-
-def find_label_ids(classes: list[list[str]], labels: Sequence[ClassName] | None) -> list[int]:
-    """
-    Index of every class that `labels` (the stuff, say) names, ascending: by all its synonyms or by its first one.
-
-    Raises:
-        ValueError: if a label is not among the classes.
-    """
-    if labels is None or not (labels := _as_list(labels)):
-        return []
-    names: dict[tuple[str, ...], set[int]] = {}
-    for index, synonyms in enumerate(classes):
-        key = tuple(map(canonical_name, synonyms))
-        names.setdefault(key, set()).add(index)
-        names.setdefault(key[:1], set()).add(index)
-    found = set()
-    for synonyms in parse_classes(labels):
-        key = tuple(map(canonical_name, synonyms))
-        if key not in names:
-            raise ValueError(f"Stuff label {', '.join(synonyms)!r} is not among the labels; add it there.")
-        found |= names[key]
-    return sorted(found)
-
-
-def find_seen_classes(classes: list[list[str]], training_classes: Sequence[ClassName]) -> list[bool]:
-    """Which classes share a synonym with a training class, (K,) (arXiv 2308.02487, "Geometric ensemble")."""
-    known = {canonical_name(name) for synonyms in parse_classes(training_classes) for name in synonyms}
-    return [any(canonical_name(name) in known for name in synonyms) for synonyms in classes]
-
-
-def build_prompts(classes: list[list[str]], templates: str | Sequence[str] | None = VILD_TEMPLATES) -> Prompts:
-    """
-    Args:
-        classes: Synonyms of every class, as `parse_classes` returns them.
-        templates: Sentences with `{}` for the name, or a single one; `None` or none at all: the name itself.
-
-    Raises:
-        ValueError: if a template lacks `{}`.
-    """
-    templates = _as_list(templates or "{}")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"Template {template!r} has no `{{}}` for the class name.")
-    synonyms = [(index, name) for index, names in enumerate(classes) for name in names]
-    prompts = [
-        (template.replace("{}", name), class_id, synonym_id)
-        for synonym_id, (class_id, name) in enumerate(synonyms)
-        for template in templates
-    ]
-    return Prompts(*map(list, zip(*prompts)))
 
 
 def cut_tokens(row: list[int], limit: int) -> list[int]:
@@ -208,7 +91,7 @@ class MaftPlusProcessor(ProcessorMixin):
         templates: str | Sequence[str] | None = VILD_TEMPLATES,
         training_classes: Sequence[ClassName] | None = None,
     ):
-        self.templates = None if templates is None else _as_list(templates)
+        self.templates = None if templates is None else as_list(templates)
         self.training_classes = None if training_classes is None else parse_classes(training_classes)
         super().__init__(image_processor, tokenizer)
 
@@ -277,7 +160,7 @@ class MaftPlusProcessor(ProcessorMixin):
 
     def _tokenize(self, prompts: Prompts, classes: list[list[str]], limit: int) -> list[list[int]]:
         """Token ids of every prompt, cut to `limit` with a warning that names the class."""
-        texts = [_unescape(text) for text in prompts.texts]
+        texts = [unescape(text) for text in prompts.texts]
         rows = self.tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
         cut = {class_id for row, class_id in zip(rows, prompts.class_ids) if len(row) > limit}
         for class_id in sorted(cut):
@@ -345,7 +228,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         if candidate_labels is not None:
             forward["classes"] = postprocess["classes"] = parse_classes(candidate_labels)
         if stuff_labels is not None:
-            stuff_labels = _as_list(stuff_labels)
+            stuff_labels = as_list(stuff_labels)
             postprocess["stuff_labels"] = parse_classes(stuff_labels) if stuff_labels else []
         return preprocess, forward, postprocess
 
@@ -378,7 +261,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
             raise ValueError("Give at least one picture: a path, a URL or a PIL image.")
         inputs = list(inputs) if isinstance(inputs, tuple) else inputs
         for name in kwargs.keys() & {"candidate_labels", "stuff_labels"}:  # read twice: here and by the base class
-            kwargs[name] = None if kwargs[name] is None else _as_list(kwargs[name])
+            kwargs[name] = None if kwargs[name] is None else as_list(kwargs[name])
         given = self._sanitize_parameters(**kwargs)[2]
         post = {**self._postprocess_params, **given}
         check_thresholds(post.get("subtask"), given)

@@ -85,7 +85,8 @@ def segment(
 
 def check_options(options: dict[str, Any]) -> None:
     """Refuse bad words, and thresholds that the task does not read, before the model is loaded. Raises ValueError."""
-    from maftplus.processing_maftplus import check_thresholds, find_label_ids, parse_classes
+    from maftplus.processing_maftplus import check_thresholds
+    from maftplus.words_maftplus import find_label_ids, parse_classes
 
     if options["candidate_labels"]:
         find_label_ids(parse_classes(options["candidate_labels"]), options["stuff_labels"])

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.modeling_maftplus import MaftPlusModel
-from maftplus.processing_maftplus import build_prompts, parse_classes
+from maftplus.words_maftplus import build_prompts, parse_classes
 
 LIMIT = 4.0
 NUM_PROMPTS, CONTEXT = 1000, 77

@@ -35,7 +35,6 @@ from transformers import CLIPTokenizer
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
 from maftplus.conversion.tokenizer import build_clip_tokenizer, byte_tokens
-from maftplus.processing_maftplus import VILD_TEMPLATES
 from maftplus.shapes.scenes import CLASSES, Caption, caption_scene, class_ids, scenes
 from maftplus.shapes.vit import (
     Imitation,
@@ -46,6 +45,7 @@ from maftplus.shapes.vit import (
     pool_patches,
     teacher_maps,
 )
+from maftplus.words_maftplus import VILD_TEMPLATES
 
 logger = logging.getLogger(__name__)
 

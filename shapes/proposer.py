@@ -28,7 +28,7 @@ from maftplus.shapes.pretrain import load_recipe
 from maftplus.shapes.scenes import CLASSES, scenes
 from maftplus.train.data.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
 from maftplus.train.data.registry import load_coco_panoptic
-from maftplus.vocabularies.files import load_vocabulary
+from maftplus.vocabularies.files import load_vocabulary_file
 
 logger = logging.getLogger("maftplus.train")
 
@@ -71,7 +71,7 @@ def train_proposer(
         str(out), use_cpu=True, save_strategy="no", report_to=[], remove_unused_columns=False, **training
     )
     set_seed(arguments.seed)
-    vocabulary = load_vocabulary(data / "vocabulary.json")
+    vocabulary = load_vocabulary_file(data / "vocabulary.json")
     dataset = load_coco_panoptic(data / "panoptic.json", data / "images", data / "panoptic", vocabulary)
     void = void_value(dataset)
     flips = build_transforms([{"name": "random_flip"}], ignore_index=void)

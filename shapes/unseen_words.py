@@ -28,7 +28,7 @@ from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, class_l
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.train.evaluation.counting import confusion_matrix, semantic_figures
 from maftplus.train.run import build_trainer, parse_arguments
-from maftplus.vocabularies.files import load_vocabulary
+from maftplus.vocabularies.files import load_vocabulary_file
 
 IGNORED = 255
 # MSRC's 23 classes, in order, as COCO-Stuff calls them; None is left out.
@@ -72,7 +72,7 @@ def main() -> None:
 
 def class_vectors(path: Path, classes: list[str], do_shuffle: bool, seed: int) -> np.ndarray:
     """(K, 512) float32, one row a class; shuffled they belong to other classes."""
-    names = load_vocabulary("coco_stuff_171").names
+    names = load_vocabulary_file("coco_stuff_171").names
     rows = np.load(path).astype(np.float32)[[_row(names, name) for name in classes]]
     return np.random.default_rng(seed + 1).permutation(rows) if do_shuffle else rows
 

@@ -7,10 +7,10 @@ from PIL import Image
 
 from maftplus.train.data.annotations import Item
 from maftplus.train.data.registry import SegmentationDataset, semantic_labels
-from maftplus.vocabularies.files import Vocabulary
+from maftplus.vocabularies.files import VocabularyFile
 
 NAMES = ("cat", "dog", "grass", "sky")
-WORDS = Vocabulary("words", NAMES, tuple((name,) for name in NAMES), (10, 20, 30, 40), stuff=(2, 3), unseen=(1,))
+WORDS = VocabularyFile("words", NAMES, tuple((name,) for name in NAMES), (10, 20, 30, 40), stuff=(2, 3), unseen=(1,))
 
 
 def make_maps(item: Item):

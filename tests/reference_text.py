@@ -7,14 +7,8 @@ from pathlib import Path
 from reference_tools import Comparison, compare_equal
 from text_tools import find_bpe, load_tokenizer
 
-from maftplus.processing_maftplus import (
-    MAX_TOKENS,
-    VILD_TEMPLATES,
-    build_prompts,
-    cut_tokens,
-    find_seen_classes,
-    parse_classes,
-)
+from maftplus.processing_maftplus import MAX_TOKENS, cut_tokens
+from maftplus.words_maftplus import VILD_TEMPLATES, build_prompts, find_seen_classes, parse_classes
 
 
 def check_text(path: Path, bpe_path: str | None = None) -> list[Comparison]:

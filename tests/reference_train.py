@@ -18,9 +18,9 @@ from text_tools import load_tokenizer
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.conversion.rename import renamed, teacher_state
 from maftplus.loss_maftplus import GivenPoints, mask_aware_loss, match, prepare_targets, segmentation_losses
-from maftplus.processing_maftplus import build_prompts, parse_classes
 from maftplus.train.losses import compensation_loss, distillation_loss
 from maftplus.train.trainer import classify_images, freeze_all_but_trainable, trainable_parameters
+from maftplus.words_maftplus import build_prompts, parse_classes
 
 LOSS, GRADIENT, REACHED, CLASS_LOGITS = 1e-5, 1e-3, 1e-6, 1e-4
 RECORDED_NAMES = {"loss_mask_aware": "ranking_loss", "loss_compensation": "rc_loss"}

@@ -11,14 +11,8 @@ from text_tools import RECORDED, load_tokenizer
 
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
-from maftplus.processing_maftplus import (
-    VILD_TEMPLATES,
-    MaftPlusProcessor,
-    build_prompts,
-    find_label_ids,
-    open_picture,
-    parse_classes,
-)
+from maftplus.processing_maftplus import MaftPlusProcessor, open_picture
+from maftplus.words_maftplus import VILD_TEMPLATES, build_prompts, find_label_ids, parse_classes
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ ARROWS = {
     "modeling": {"clip", "segmenter", "loss", "configuration"},
     "postprocessing": set(),
     "image_processing": {"postprocessing"},
-    "processing": {"image_processing"},
+    "words": set(),
+    "processing": {"image_processing", "words"},
 }
 
 

@@ -32,7 +32,7 @@ from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
 from maftplus.conversion.tokenizer import END, START, build_clip_tokenizer, byte_tokens
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.processing_maftplus import MaftPlusProcessor, find_seen_classes
+from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.train.card import write_card
 from maftplus.train.data.augmentation import (
     AugmentedDataset,
@@ -56,7 +56,8 @@ from maftplus.train.evaluation.trainer_metrics import CountedEvaluation, Evaluat
 from maftplus.train.processes import process_state
 from maftplus.train.publish import push_folder
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
-from maftplus.vocabularies.files import Vocabulary, load_vocabulary
+from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file
+from maftplus.words_maftplus import find_seen_classes
 
 logger = logging.getLogger("maftplus.train")
 BYTES = "bytes"
@@ -226,13 +227,13 @@ def load_data(args: DataArguments, split: str, name: str | None = None) -> Segme
         data = load_folder(
             _required(args, "image_folder"),
             _required(args, "label_folder"),
-            load_vocabulary(_required(args, "vocabulary")),
+            load_vocabulary_file(_required(args, "vocabulary")),
             args.ignore_index,
             args.do_reduce_labels,
         )
     elif name == "coco_panoptic_json":
         files = [_required(args, key) for key in ("panoptic_json", "image_folder", "label_folder")]
-        data = load_coco_panoptic(*files, load_vocabulary(_required(args, "vocabulary")))
+        data = load_coco_panoptic(*files, load_vocabulary_file(_required(args, "vocabulary")))
     elif name is not None and name.startswith(HUB):
         return _load_hub(args, split, name.removeprefix(HUB))
     else:
@@ -248,7 +249,7 @@ def _load_hub(args: DataArguments, split: str, name: str) -> HubDataset:
     """Samples of the Hub to train on."""
     options = {"image_column": args.image_column, "label_column": args.label_column, "streaming": args.streaming}
     options.update(ignore_index=args.ignore_index, do_reduce_labels=args.do_reduce_labels)
-    data = load_hub(name, split, load_vocabulary(_required(args, "vocabulary")), **options)
+    data = load_hub(name, split, load_vocabulary_file(_required(args, "vocabulary")), **options)
     most = args.max_train_samples
     return data if most is None else replace(data, rows=data.rows.take(most))
 
@@ -304,7 +305,10 @@ def build_model(args: ModelArguments) -> MaftPlusForUniversalSegmentation:
 
 
 def store_vocabulary(
-    model: MaftPlusForUniversalSegmentation, processor: MaftPlusProcessor, vocabulary: Vocabulary, args: ModelArguments
+    model: MaftPlusForUniversalSegmentation,
+    processor: MaftPlusProcessor,
+    vocabulary: VocabularyFile,
+    args: ModelArguments,
 ) -> None:
     """
     The classes of the data become the model's: names, synonyms, stuff and embeddings are saved with it.
@@ -350,7 +354,7 @@ def find_checkpoint(args: MaftPlusTrainingArguments) -> str | None:
     return checkpoint
 
 
-def _class_words(vocabulary: Vocabulary, args: ModelArguments) -> list[list[str]]:
+def _class_words(vocabulary: VocabularyFile, args: ModelArguments) -> list[list[str]]:
     return vocabulary.prompts if args.use_synonyms else [[name] for name in vocabulary.names]
 
 

@@ -1,7 +1,7 @@
 """Vocabularies: the classes of a benchmark with synonyms, thing or stuff, seen or unseen, and files of your own.
 
-    vocabulary = load_vocabulary("ade20k_150")              # a file of vocabularies
-    vocabulary = load_vocabulary("my_words.txt")             # `id:name,synonym,...` or one class a line
+    vocabulary = load_vocabulary_file("ade20k_150")              # a file of vocabularies
+    vocabulary = load_vocabulary_file("my_words.txt")             # `id:name,synonym,...` or one class a line
     prompts = processor(text=vocabulary.classes, return_tensors="pt")
 
 Official class names are facts of the data sets (each file says which); synonyms beside them are the project's own.
@@ -25,7 +25,7 @@ INVALID_NAME = "invalid_class_id"  # what published prompt files call the id of 
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class VocabularyFile:
     """
     Classes in training-id order.
 
@@ -91,7 +91,7 @@ def available_vocabularies() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def load_vocabulary(name_or_file: str | Path) -> Vocabulary:
+def load_vocabulary_file(name_or_file: str | Path) -> VocabularyFile:
     """
     A vocabulary that comes with the package, by name, or a file: our JSON, `id:name,synonym,...` lines, or one class
     (with synonyms after commas) a line.
@@ -110,7 +110,7 @@ def load_vocabulary(name_or_file: str | Path) -> Vocabulary:
     return _from_json(path) if path.suffix == ".json" else _from_lines(path)
 
 
-def with_prompts(vocabulary: Vocabulary, other: Vocabulary) -> Vocabulary:
+def with_prompts(vocabulary: VocabularyFile, other: VocabularyFile) -> VocabularyFile:
     """
     The classes of `vocabulary` with the synonyms of `other`, class by class in order (`--vocabulary FILE`).
 
@@ -145,10 +145,10 @@ def map_ids(labels: np.ndarray, table: dict[int, int], other: int) -> np.ndarray
     return found[positions].reshape(labels.shape)
 
 
-def _from_json(path: Path) -> Vocabulary:
+def _from_json(path: Path) -> VocabularyFile:
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["classes"]
-    return Vocabulary(
+    return VocabularyFile(
         name=content.get("name", path.stem),
         names=tuple(row["name"] for row in rows),
         classes=tuple(tuple(row.get("synonyms") or [row["name"]]) for row in rows),
@@ -165,7 +165,7 @@ def _ids_where(rows: list[dict[str, Any]], key: str, value: bool) -> tuple[int, 
     return tuple(index for index, row in enumerate(rows) if bool(row[key]) == value)
 
 
-def _from_lines(path: Path) -> Vocabulary:
+def _from_lines(path: Path) -> VocabularyFile:
     """`id:name,synonym,...` (ids in any order; rows keep the file's order), or names alone, numbered from 0."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -182,7 +182,7 @@ def _from_lines(path: Path) -> Vocabulary:
     raw_ids, classes = (tuple(column) for column in zip(*rows))
     if len(set(raw_ids)) < len(raw_ids):
         raise ValueError(f"{path} gives the id {max(raw_ids, key=raw_ids.count)} twice; every class needs its own.")
-    vocabulary = Vocabulary(path.stem, tuple(names[0] for names in classes), classes, raw_ids, source=str(path))
+    vocabulary = VocabularyFile(path.stem, tuple(names[0] for names in classes), classes, raw_ids, source=str(path))
     _tell_repeated_names(vocabulary)
     return vocabulary
 
@@ -194,7 +194,7 @@ def _split_names(names: str, where: str) -> tuple[str, ...]:
     return parts
 
 
-def _tell_repeated_names(vocabulary: Vocabulary) -> None:
+def _tell_repeated_names(vocabulary: VocabularyFile) -> None:
     repeated = vocabulary.repeated_names()
     if repeated:
         examples = ", ".join(f"{name!r} (classes {indices})" for name, indices in list(repeated.items())[:3])

@@ -25,10 +25,10 @@ from maftplus.train.data.registry import (
     semantic_labels,
     shrink,
 )
-from maftplus.vocabularies.files import Vocabulary, load_vocabulary, with_prompts
+from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, with_prompts
 
 GREY, COLOUR, PALETTE = 0, 2, 3  # PNG colour types
-WORDS = Vocabulary("words", ("cat", "grass"), (("cat",), ("grass",)), (0, 1))
+WORDS = VocabularyFile("words", ("cat", "grass"), (("cat",), ("grass",)), (0, 1))
 
 
 def png_bytes(rows, colour_type: int = GREY, depth: int = 8, palette: bytes = b"") -> bytes:
@@ -262,7 +262,7 @@ def make_folder(root: Path, rows, depth: int = 8, size: tuple[int, int] = (2, 3)
 
 
 def test_a_folder_of_sixteen_bit_maps_with_65535_as_unlabelled(tmp_path):
-    words = Vocabulary("w", ("a", "b"), (("a",), ("b",)), (300, 40000))
+    words = VocabularyFile("w", ("a", "b"), (("a",), ("b",)), (300, 40000))
     folders = make_folder(tmp_path, [[300, 40000, 65535]] * 2, depth=16)
     sample = load_folder(*folders, words, ignore_index=65535)[0]
     assert sample["segmentation_map"].tolist() == [[0, 1, 65535]] * 2
@@ -390,20 +390,22 @@ def test_bad_hub_rows_are_named():
 
 
 def test_vocabularies_have_the_published_sizes_and_splits():
-    sizes = {name: load_vocabulary(row.vocabulary).num_labels for name, row in BENCHMARKS.items()}
+    sizes = {name: load_vocabulary_file(row.vocabulary).num_labels for name, row in BENCHMARKS.items()}
     assert sizes["ade20k_847"] == 847
     assert sizes["pascal_context_459"] == 459
     assert sizes["coco_panoptic"] == 133
-    unseen = {name: len(load_vocabulary(name).unseen) for name in ("ade20k_847", "coco_stuff_171", "pascal_voc_20")}
+    unseen = {
+        name: len(load_vocabulary_file(name).unseen) for name in ("ade20k_847", "coco_stuff_171", "pascal_voc_20")
+    }
     assert unseen == {"ade20k_847": 275, "coco_stuff_171": 15, "pascal_voc_20": 5}
-    ade = load_vocabulary("ade20k_panoptic_150")
+    ade = load_vocabulary_file("ade20k_panoptic_150")
     assert (len(ade.things), len(ade.stuff)) == (100, 50)
-    assert all(load_vocabulary(row.vocabulary).source for row in BENCHMARKS.values())
+    assert all(load_vocabulary_file(row.vocabulary).source for row in BENCHMARKS.values())
 
 
 def test_no_synonym_of_ours_is_another_class():
     for name in {row.vocabulary for row in BENCHMARKS.values()}:
-        vocabulary = load_vocabulary(name)
+        vocabulary = load_vocabulary_file(name)
         official = {part.strip() for names in vocabulary.names for part in names.split(",")}
         repeated = [word for word in vocabulary.repeated_names() if word not in official]
         assert not repeated, f"{name}: {repeated}"
@@ -411,7 +413,7 @@ def test_no_synonym_of_ours_is_another_class():
 
 def test_a_published_prompt_file_is_read_and_the_first_class_of_a_name_wins(tmp_path):
     path = write(tmp_path / "words.txt", "0:invalid_class_id\n7:cat,kitten\n3:dog, puppy,kitten\n9:tree\n")
-    vocabulary = load_vocabulary(path)
+    vocabulary = load_vocabulary_file(path)
     assert vocabulary.classes == (("cat", "kitten"), ("dog", "puppy", "kitten"), ("tree",))
     assert vocabulary.raw_ids == (7, 3, 9)
     assert vocabulary.class_of("kitten") == 0
@@ -419,7 +421,7 @@ def test_a_published_prompt_file_is_read_and_the_first_class_of_a_name_wins(tmp_
 
 
 def test_names_alone_are_numbered_from_zero(tmp_path):
-    vocabulary = load_vocabulary(write(tmp_path / "words.txt", "cat, kitten\ntraffic light\n\n"))
+    vocabulary = load_vocabulary_file(write(tmp_path / "words.txt", "cat, kitten\ntraffic light\n\n"))
     assert vocabulary.names == ("cat", "traffic light")
     assert vocabulary.raw_ids == (0, 1)
 
@@ -434,12 +436,12 @@ def test_names_alone_are_numbered_from_zero(tmp_path):
 )
 def test_a_bad_vocabulary_file_is_named(content, message, tmp_path):
     with pytest.raises(ValueError, match=rf"words\.txt.*{message}"):
-        load_vocabulary(write(tmp_path / "words.txt", content))
+        load_vocabulary_file(write(tmp_path / "words.txt", content))
 
 
 def test_prompts_of_a_file_replace_those_of_a_benchmark_class_by_class(tmp_path):
-    voc = load_vocabulary("pascal_voc_20")
-    other = load_vocabulary(write(tmp_path / "words.txt", "".join(f"{i}:word{i}\n" for i in range(20))))
+    voc = load_vocabulary_file("pascal_voc_20")
+    other = load_vocabulary_file(write(tmp_path / "words.txt", "".join(f"{i}:word{i}\n" for i in range(20))))
     assert with_prompts(voc, other).classes[3] == ("word3",)
     assert with_prompts(voc, other).raw_ids == voc.raw_ids
     with pytest.raises(ValueError, match="has 2 classes, but pascal_voc_20 has 20"):
@@ -448,7 +450,7 @@ def test_prompts_of_a_file_replace_those_of_a_benchmark_class_by_class(tmp_path)
 
 def test_an_unknown_vocabulary_names_those_there_are():
     with pytest.raises(FileNotFoundError, match="ade20k_150"):
-        load_vocabulary("nonsense")
+        load_vocabulary_file("nonsense")
 
 
 def test_a_local_folder_that_datasets_reads_is_a_hub_data_set_with_a_short_name(tmp_path):

@@ -18,7 +18,7 @@ from maftplus.train.data.annotations import decode_run_lengths, read_panoptic_pn
 from maftplus.train.evaluation.datasets import BenchmarkArguments, run_benchmarks
 from maftplus.train.evaluation.evaluate import ModelPredictor, evaluate_benchmarks
 from maftplus.train.evaluation.reports import card_results, format_table, write_report
-from maftplus.vocabularies.files import Vocabulary
+from maftplus.vocabularies.files import VocabularyFile
 
 
 def test_truth_as_prediction_is_perfect_in_one_run_over_several_benchmarks(tmp_path):
@@ -159,7 +159,7 @@ def test_a_model_is_evaluated_with_one_encoding_of_the_vocabulary(tmp_path, monk
 
 
 def test_of_classes_with_the_same_names_the_first_one_wins(tmp_path):
-    twice = Vocabulary("twice", ("cat", "dog", "cat"), (("cat",), ("dog",), ("cat",)), (0, 1, 2))
+    twice = VocabularyFile("twice", ("cat", "dog", "cat"), (("cat",), ("dog",), ("cat",)), (0, 1, 2))
     encoded = ModelPredictor(tiny_model(), tiny_processor()).encode(twice)
     assert encoded["text_class_ids"].tolist() == [0, 1]
     assert encoded["seen_classes"].shape == (3,)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from maftplus.train.data import annotations
 from maftplus.train.data.layouts import SPLITS, context_59_raw_items, mirrored_items
 from maftplus.train.data.registry import SegmentationDataset, benchmark_folder, find_row, ignore_value, load_benchmark
-from maftplus.vocabularies.files import load_vocabulary, map_ids, raw_to_training
+from maftplus.vocabularies.files import load_vocabulary_file, map_ids, raw_to_training
 
 CHUNK = 32  # pictures a task of a worker
 SOME_PROBLEMS = 1000  # of one split; more are only counted
@@ -137,7 +137,7 @@ def _prepare_ade_panoptic(folder: Path, split: str, run: Callable) -> str:
     if json_file.is_file() and all((maps / item.annotation.name).is_file() for item in items):
         return f"{split}: {json_file} is complete."
     maps.mkdir(exist_ok=True)
-    vocabulary = load_vocabulary("ade20k_panoptic_150")
+    vocabulary = load_vocabulary_file("ade20k_panoptic_150")
     instances = folder / "annotations_instance" / SPLITS[split]
     jobs = [(item, instances / item.annotation.name, maps / item.annotation.name, vocabulary.things) for item in items]
     records = [record for chunk in run(_convert_ade_panoptic, _chunks(jobs)) for record in chunk]
@@ -193,7 +193,7 @@ def _prepare_context_59(folder: Path, split: str, run: Callable) -> str:
 
 def _convert_context_59(jobs: list[tuple]) -> int:
     """Label PNGs with the raw ids of the 59 classes, 0 elsewhere; 16 bits, because ids go up to 458."""
-    kept = {raw: raw for raw in load_vocabulary("pascal_context_59").raw_ids}
+    kept = {raw: raw for raw in load_vocabulary_file("pascal_context_59").raw_ids}
     for image, masks, output in jobs:
         merged = annotations.MergedJson(Path(image["file_name"]), {0: image}, {0: masks})
         labels = map_ids(merged.read(0), kept, 0).astype(np.uint16)
@@ -215,7 +215,7 @@ def _prepare_coco_stuff(folder: Path, split: str, run: Callable) -> str:
 
 def _find_void(paths: list[Path]) -> list[str]:
     """Stems of the maps without any class."""
-    vocabulary = load_vocabulary("coco_stuff_171")
+    vocabulary = load_vocabulary_file("coco_stuff_171")
     table, void = raw_to_training(vocabulary.raw_ids), ignore_value(vocabulary)
     return [path.stem for path in paths if (map_ids(annotations.read_label_png(path), table, void) == void).all()]
 

@@ -40,7 +40,7 @@ from maftplus.train.data.layouts import (
     read_labels,
     voc_items,
 )
-from maftplus.vocabularies.files import Vocabulary, load_vocabulary, map_ids, raw_to_training
+from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, map_ids, raw_to_training
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 UNKNOWN = -1  # what an id outside the vocabulary maps to until it is reported
@@ -93,7 +93,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     name: str
     task: str
-    vocabulary: Vocabulary
+    vocabulary: VocabularyFile
     items: list[Item]
     read: Callable[[Item], Any]
     ignore_index: int
@@ -151,7 +151,7 @@ def load_benchmark(name: str, root: str | Path, split: str = "val") -> Segmentat
         raise FileNotFoundError(
             f"{folder} holds no picture of {name}, split {split}; see `maftplus verify {name} {root}`."
         )
-    vocabulary = load_vocabulary(row.vocabulary)
+    vocabulary = load_vocabulary_file(row.vocabulary)
     hidden = (vocabulary.unseen or ()) if row.only_seen and split == "train" else ()
     options = {"unlabelled": row.unlabelled, "max_short_side": row.max_short_side, "hidden": hidden}
     return SegmentationDataset(name, row.task, vocabulary, items, row.read, ignore_value(vocabulary), **options)
@@ -176,7 +176,7 @@ def benchmark_folder(name: str, root: str | Path) -> Path:
 def load_folder(
     images: str | Path,
     labels: str | Path,
-    vocabulary: Vocabulary,
+    vocabulary: VocabularyFile,
     ignore_index: int | None = None,
     do_reduce_labels: bool = False,
     name: str = "folder",
@@ -202,7 +202,11 @@ def load_folder(
 
 
 def load_coco_panoptic(
-    json_file: str | Path, images: str | Path, maps: str | Path, vocabulary: Vocabulary, name: str = "coco_panoptic"
+    json_file: str | Path,
+    images: str | Path,
+    maps: str | Path,
+    vocabulary: VocabularyFile,
+    name: str = "coco_panoptic",
 ) -> SegmentationDataset:
     """Any data set in COCO's panoptic format: its JSON, the folder of pictures and that of PNGs."""
     items = coco_panoptic_items(Path(json_file), Path(images), Path(maps))
@@ -218,7 +222,7 @@ class HubDataset(torch.utils.data.IterableDataset):
 
     name: str
     rows: Iterable[Mapping[str, Any]]
-    vocabulary: Vocabulary
+    vocabulary: VocabularyFile
     image_column: str = "image"
     label_column: str = "label"
     ignore_index: int = 255
@@ -264,7 +268,7 @@ class HubDataset(torch.utils.data.IterableDataset):
         return {"name": str(identity), "image_id": identity, "image": image, "segmentation_map": labels}
 
 
-def load_hub(name: str, split: str, vocabulary: Vocabulary, streaming: bool = False, **options: Any) -> HubDataset:
+def load_hub(name: str, split: str, vocabulary: VocabularyFile, streaming: bool = False, **options: Any) -> HubDataset:
     """A data set of the Hub or of a local folder that `datasets.load_dataset` reads; `options` as for `HubDataset`."""
     try:
         from datasets import load_dataset
@@ -276,7 +280,7 @@ def load_hub(name: str, split: str, vocabulary: Vocabulary, streaming: bool = Fa
     return HubDataset(short_name, load_dataset(name, split=split, streaming=streaming), vocabulary, **options)
 
 
-def ignore_value(vocabulary: Vocabulary) -> int:
+def ignore_value(vocabulary: VocabularyFile) -> int:
     """255, or 65535 where 255 could be a class."""
     return 255 if vocabulary.num_labels <= 255 else 65535
 
@@ -349,7 +353,7 @@ def _require_same_size(image: Image.Image, labels: np.ndarray, item: Item) -> No
         )
 
 
-def _unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary) -> str:
+def _unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: VocabularyFile) -> str:
     found = np.unique(raw[labels == UNKNOWN]).tolist()
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     return f"the ids {', '.join(map(str, found[:5]))}{more} are not in the vocabulary {vocabulary.name}."

@@ -19,7 +19,7 @@ from maftplus.train.data.registry import BENCHMARKS, load_hub
 from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, evaluate_benchmarks
 from maftplus.train.evaluation.reports import format_table, write_report
 from maftplus.train.processes import process_state
-from maftplus.vocabularies.files import load_vocabulary, with_prompts
+from maftplus.vocabularies.files import load_vocabulary_file, with_prompts
 
 logger = logging.get_logger(__name__)
 HUB = "hub:"
@@ -95,7 +95,7 @@ def run_benchmarks(
 def _load(entry: str, load: Callable, vocabulary: str | None, is_alone: bool, hub_options: dict[str, Any]) -> Any:
     name, _, own = entry.partition("=")
     words = own or (vocabulary if is_alone or name not in BENCHMARKS else None)
-    words = load_vocabulary(words) if words else None
+    words = load_vocabulary_file(words) if words else None
     if name.startswith(HUB):
         if words is None:
             raise ValueError(f"{name} needs its classes: `{name}=FILE` or `--vocabulary FILE`.")

@@ -27,7 +27,7 @@ from maftplus.train.data.registry import Sample, semantic_labels
 from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 from maftplus.train.evaluation.predictions import PredictionWriter
 from maftplus.train.processes import process_state
-from maftplus.vocabularies.files import Vocabulary
+from maftplus.vocabularies.files import VocabularyFile
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +38,9 @@ Prediction = dict[str, Any]  # by task: a label map (H, W), or `segmentation` (H
 class Predictor(Protocol):
     """What is evaluated: samples in, one prediction a sample out, in the size of the sample's own map."""
 
-    def __call__(self, samples: list[Sample], vocabulary: Vocabulary, tasks: Sequence[str]) -> list[Prediction]: ...
+    def __call__(
+        self, samples: list[Sample], vocabulary: VocabularyFile, tasks: Sequence[str]
+    ) -> list[Prediction]: ...
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Evaluation:
 
     benchmark: str
     task: str
-    vocabulary: Vocabulary
+    vocabulary: VocabularyFile
     counts: np.ndarray
     num_images: int = 0
     seconds: float = 0.0
@@ -88,7 +90,7 @@ class ModelPredictor:
         self._vocabularies: dict[tuple, dict[str, torch.Tensor]] = {}
 
     @torch.no_grad()
-    def __call__(self, samples: list[Sample], vocabulary: Vocabulary, tasks: Sequence[str]) -> list[Prediction]:
+    def __call__(self, samples: list[Sample], vocabulary: VocabularyFile, tasks: Sequence[str]) -> list[Prediction]:
         inputs = self.processor(images=[sample["image"] for sample in samples], return_tensors="pt")
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
@@ -98,7 +100,7 @@ class ModelPredictor:
         results = {task: self._post_process(outputs, sizes, vocabulary, task) for task in tasks}
         return [dict(zip(results, values)) for values in zip(*results.values())]
 
-    def encode(self, vocabulary: Vocabulary) -> dict[str, torch.Tensor]:
+    def encode(self, vocabulary: VocabularyFile) -> dict[str, torch.Tensor]:
         """
         Class embeddings of a vocabulary, computed once. Of classes with exactly the same names the first one gets the
         prompts; the others are never predicted.
@@ -115,7 +117,7 @@ class ModelPredictor:
         return self._vocabularies[vocabulary.classes]
 
     def _post_process(
-        self, outputs: Any, sizes: list[tuple[int, int]], vocabulary: Vocabulary, task: str
+        self, outputs: Any, sizes: list[tuple[int, int]], vocabulary: VocabularyFile, task: str
     ) -> list[Any]:
         if task == "semantic":
             return self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
@@ -213,7 +215,9 @@ class BenchmarkCounter:
             self.evaluation.examples = _extremes([*kept, example], num)
 
 
-def sample_counts(sample: Sample, prediction: Any, vocabulary: Vocabulary, task: str, ignore_index: int) -> np.ndarray:
+def sample_counts(
+    sample: Sample, prediction: Any, vocabulary: VocabularyFile, task: str, ignore_index: int
+) -> np.ndarray:
     """Counts of one picture: (K+1, K+1) for semantic, (K, 4) for panoptic. Raises ValueError, naming the picture."""
     num_labels, name = vocabulary.num_labels, sample["name"]
     if task == "semantic":
@@ -222,14 +226,14 @@ def sample_counts(sample: Sample, prediction: Any, vocabulary: Vocabulary, task:
     return panoptic_counts(prediction["segmentation"], prediction["segments_info"], *truth, num_labels, name)
 
 
-def figures_of(counts: np.ndarray, vocabulary: Vocabulary, task: str) -> dict[str, Any]:
+def figures_of(counts: np.ndarray, vocabulary: VocabularyFile, task: str) -> dict[str, Any]:
     """Figures of summed counts, as the Trainer and the `evaluate` modules compute them."""
     if task == "semantic":
         return semantic_figures(counts, vocabulary.seen)
     return panoptic_figures(counts, vocabulary.stuff or ())
 
 
-def empty_counts(vocabulary: Vocabulary, task: str) -> np.ndarray:
+def empty_counts(vocabulary: VocabularyFile, task: str) -> np.ndarray:
     if task == "semantic":
         return np.zeros((vocabulary.num_labels + 1, vocabulary.num_labels + 1), dtype=np.int64)
     return np.zeros((vocabulary.num_labels, 4))

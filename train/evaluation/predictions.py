@@ -16,13 +16,13 @@ from PIL import Image
 from maftplus.train.data.annotations import write_panoptic_png
 from maftplus.train.evaluation.counting import as_label_map
 from maftplus.train.processes import process_state
-from maftplus.vocabularies.files import Vocabulary
+from maftplus.vocabularies.files import VocabularyFile
 
 
 class PredictionWriter:
     """Writes below `folder`: `semantic/*.png`, `semantic.json`, `panoptic/*.png`, `panoptic.json`."""
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary):
+    def __init__(self, folder: Path, vocabulary: VocabularyFile):
         self.folder, self.vocabulary = folder, vocabulary
         self.records: dict[str, list[dict[str, Any]]] = {}
 

@@ -1,0 +1,1 @@
+../../words_maftplus.py
