@@ -18,12 +18,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .clip_maftplus import MaftPlusCLIPModel
 from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
 from .image_processing_maftplus import MaftPlusImageProcessor, MaftPlusImageProcessorPil
-from .modeling_maftplus import (
-    MaftPlusForUniversalSegmentation,
-    MaftPlusForUniversalSegmentationOutput,
-    MaftPlusModel,
-    MaftPlusModelOutput,
-)
+from .modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
+from .outputs_maftplus import MaftPlusForUniversalSegmentationOutput, MaftPlusModelOutput, MaftPlusPicture
 from .processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
 __version__ = "0.1.0"
@@ -51,6 +47,7 @@ __all__ = [
     "MaftPlusImageProcessorPil",
     "MaftPlusModel",
     "MaftPlusModelOutput",
+    "MaftPlusPicture",
     "MaftPlusProcessor",
     "MaftPlusSegmentationPipeline",
 ]

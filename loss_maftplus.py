@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
 # Places of the three counts in `loss_counts`.
 NUM_MASKS, CLASS_WEIGHT, NUM_IMAGES = range(3)

@@ -15,14 +15,14 @@ from transformers import (
     ResNetConfig,
 )
 
-from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
-from maftplus.modeling_maftplus import (
+from maftplus.classifier_maftplus import (
     ContentDependentTransfer,
-    MaftPlusForUniversalSegmentation,
     class_log_probabilities,
     classification_logits,
     max_over_synonyms,
 )
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 
 LABELS = ["cat, kitten", "grass", "sky, clouds, heaven"]
 
