@@ -289,8 +289,10 @@ class MaftPlusMaskDecoder(nn.Module):
             visible = self._visible(normed, level_features[level])  # (B, Q, h_l * w_l)
             queries = layer(queries, query_position, *memories[level], visible)
         predicting.append(self.layer_norm(queries))
-        found = self._predict(torch.cat(predicting, dim=1), mask_features)  # all at once: one gradient of the features
-        return list(zip(*(part.split(queries.shape[1], dim=1) for part in found)))
+        # All at once: one gradient of the features.
+        logits, class_embeds = self._predict(torch.cat(predicting, dim=1), mask_features)
+        num_queries = queries.shape[1]
+        return list(zip(logits.split(num_queries, dim=1), class_embeds.split(num_queries, dim=1)))
 
     def _memory(self, index: int, level: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a level, (B, h_l * w_l, C); only keys carry the position."""
