@@ -42,13 +42,9 @@ from maftplus.conversion.rename import (
     convert_maft_model_state,
     convert_maft_state,
     convert_maftplus_state,
-    convert_open_clip_state,
-    convert_openai_clip_state,
     convert_state,
     dropped,
     original_name,
-    renamed,
-    teacher_state,
 )
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
@@ -418,15 +414,7 @@ __all__ = [
     "build_processor",
     "check_shapes",
     "convert",
-    "convert_maft_model_state",
-    "convert_maft_state",
-    "convert_maftplus_state",
-    "convert_open_clip_state",
-    "convert_openai_clip_state",
-    "convert_state",
     "inspect_checkpoint",
     "load_tokenizer",
     "plan_conversion",
-    "renamed",
-    "teacher_state",
 ]
