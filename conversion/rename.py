@@ -46,7 +46,7 @@ class Rule:
             return {names[0]: torch.full_like(tensor, self.constant)}
         if len(names) > 1:
             return dict(zip(names, tensor.chunk(len(names), dim=0)))
-        return dict.fromkeys(names, tensor.T if self.do_transpose else tensor)
+        return dict.fromkeys(names, tensor.T if self.do_transpose and tensor.ndim == 2 else tensor)
 
 
 @dataclass(frozen=True)
