@@ -226,11 +226,11 @@ def _remove_abandoned(folder: Path) -> None:
         parts = staging.name.removesuffix(STAGING_ENDING).split(".")
         if not staging.is_dir() or len(parts) < 5 or not parts[-2].isdecimal():
             continue
-        if parts[-3] == _host_name() and not _is_running(int(parts[-2])):
+        if parts[-3] != _host_name():
+            logger.warning(f"{staging}: an unfinished conversion of another machine; remove it if none is running.")
+        elif not _is_running(int(parts[-2])):
             shutil.rmtree(staging, ignore_errors=True)
             logger.warning(f"{staging}: removed, a conversion that was killed had left it.")
-        elif int(parts[-2]) != os.getpid():
-            logger.warning(f"{staging}: an unfinished conversion; remove it if none is running.")
 
 
 def _is_running(process_id: int) -> bool:
