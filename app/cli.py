@@ -85,7 +85,7 @@ def segment(
 
 def check_options(options: dict[str, Any]) -> None:
     """Refuse bad words, and thresholds that the task does not read, before the model is loaded. Raises ValueError."""
-    from maftplus.processing_maftplus import check_thresholds
+    from maftplus.pipeline_maftplus import check_thresholds
     from maftplus.words_maftplus import find_label_ids, parse_classes
 
     if options["candidate_labels"]:
@@ -237,10 +237,10 @@ def segment_picture(
 ) -> bool:
     """Segment one picture, write its results and print its table; False, and a message, if it cannot be read."""
     from maftplus.pictures.overlay import segments_from_pipeline, write_results
-    from maftplus.processing_maftplus import open_picture
+    from maftplus.reading_maftplus import read_picture
 
     try:
-        picture = open_picture(path, timeout=URL_TIMEOUT)
+        picture = read_picture(path, timeout=URL_TIMEOUT)
         segments = segments_from_pipeline(pipe(picture, **options), stuff_ids)
         about = {"image": path, "task": options["subtask"], "labels": classes}
         written = write_results(stem, picture, segments, about)

@@ -18,9 +18,11 @@ ARROWS = {
     "loss": set(),
     "modeling": {"clip", "segmenter", "loss", "configuration"},
     "postprocessing": set(),
-    "image_processing": {"postprocessing"},
+    "reading": set(),
+    "image_processing": {"postprocessing", "reading"},
     "words": set(),
-    "processing": {"image_processing", "words"},
+    "pipeline": {"image_processing", "postprocessing", "reading", "words"},
+    "processing": {"image_processing", "pipeline", "words"},
 }
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from maftplus.words_maftplus import canonical_name
+
 logger = logging.get_logger(__name__)
 
 FOLDER = Path(__file__).parent
@@ -72,8 +74,9 @@ class VocabularyFile:
         Raises:
             KeyError: if there is none.
         """
+        wanted = canonical_name(name)
         for index, synonyms in enumerate(self.classes):
-            if name == self.names[index] or name in synonyms:
+            if wanted in map(canonical_name, (self.names[index], *synonyms)):
                 return index
         raise KeyError(f"{name!r} is no class of the vocabulary {self.name!r}.")
 
@@ -81,7 +84,7 @@ class VocabularyFile:
         """Names that stand for several classes, and which; the scores of these classes tie and the first one wins."""
         users: dict[str, list[int]] = {}
         for index, synonyms in enumerate(self.classes):
-            for name in dict.fromkeys(synonyms):
+            for name in dict.fromkeys(map(canonical_name, synonyms)):
                 users.setdefault(name, []).append(index)
         return {name: indices for name, indices in users.items() if len(indices) > 1}
 
@@ -188,10 +191,13 @@ def _from_lines(path: Path) -> VocabularyFile:
 
 
 def _split_names(names: str, where: str) -> tuple[str, ...]:
-    parts = tuple(dict.fromkeys(part.strip() for part in names.split(",") if part.strip()))
+    parts = {}
+    for part in names.split(","):
+        parts.setdefault(canonical_name(part), part.strip())
+    parts.pop("", None)
     if not parts:
         raise ValueError(f"{where}: a class without a name; write `id:name,synonym,...`.")
-    return parts
+    return tuple(parts.values())
 
 
 def _tell_repeated_names(vocabulary: VocabularyFile) -> None:
