@@ -119,10 +119,11 @@ class MaftPlusSegmentationPipeline(Pipeline):
         return {"inputs": dict(inputs), "target_size": (picture.height, picture.width)}
 
     def _forward(self, model_inputs: dict[str, Any], classes: list[list[str]] | None = None) -> ModelOutput:
-        """One picture's outputs, or lists of them for a batch, in its order."""
+        """One picture's outputs with a batch of one, or lists of those of each, in the batch's order."""
         inputs, target_sizes = model_inputs["inputs"], model_inputs["target_size"]
         if not isinstance(inputs, list):
-            return self._segment([inputs], [target_sizes], classes)[0]
+            (outputs,) = self._segment([inputs], [target_sizes], classes)
+            return ModelOutput({name: value[None] for name, value in outputs.items()})
         groups = defaultdict(list)
         for index, one in enumerate(inputs):
             groups[one["pixel_values"].shape].append(index)
@@ -135,13 +136,13 @@ class MaftPlusSegmentationPipeline(Pipeline):
 
     def _segment(
         self, inputs: list[dict[str, Tensor]], target_sizes: list[tuple[int, int]], classes: list[list[str]] | None
-    ) -> list[ModelOutput]:
-        """Pictures of one padded size through the network; the outputs of each, every tensor with a batch of one."""
+    ) -> list[dict[str, Tensor]]:
+        """Pictures of one padded size through the network; the outputs of each, without a batch axis."""
         batch = {name: torch.cat([one[name] for one in inputs]) for name in ("pixel_values", "pixel_mask")}
         batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
         outputs = self.model(**batch, **self._vocabulary(classes))
         kept = {name: outputs[name] for name in KEPT_OUTPUTS} | {"target_sizes": torch.tensor(target_sizes)}
-        return [ModelOutput({name: value[i : i + 1] for name, value in kept.items()}) for i in range(len(inputs))]
+        return [{name: value[index] for name, value in kept.items()} for index in range(len(inputs))]
 
     def _vocabulary(self, classes: list[list[str]] | None) -> dict[str, Tensor]:
         """Class embeddings of the words, computed unless they are among the last few; none for the stored ones."""

@@ -100,7 +100,7 @@ def canonical_name(name: str) -> str:
 
 
 def class_key(synonyms: Iterable[str]) -> frozenset[str]:
-    """Its names in canonical form: labels whose keys agree are the same class, in whatever order their synonyms are."""
+    """Its names in canonical form: classes whose keys agree are the same, in whatever order their synonyms are."""
     return frozenset(map(canonical_name, synonyms))
 
 

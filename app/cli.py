@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "shapes"
 USER_ERROR, SOME_PICTURES_FAILED = 2, 1
 MODEL_TYPE = "maftplus"  # of config.json
-URL_STARTS = ("http://", "https://")
 URL_TIMEOUT = 60  # seconds
 
 app = typer.Typer(
@@ -112,7 +111,9 @@ def plan_jobs(pictures: list[str], out: Path) -> list[tuple[str, Path]]:
 
 def name_pictures(given: str, out: Path) -> list[tuple[str, Path]]:
     """The pictures that an argument stands for, each with the name of its results. Raises as `plan_jobs`."""
-    if given.startswith(URL_STARTS):
+    from maftplus.reading_maftplus import is_url
+
+    if is_url(given):
         return [(given, Path(Path(urlsplit(given).path).stem or "picture"))]
     if not Path(given).is_dir():
         return [(given, Path(Path(given).stem))]

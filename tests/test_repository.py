@@ -22,7 +22,7 @@ ARROWS = {
     "image_processing": {"postprocessing", "reading"},
     "words": set(),
     "pipeline": {"image_processing", "postprocessing", "reading", "words"},
-    "processing": {"image_processing", "pipeline", "words"},
+    "processing": {"image_processing", "pipeline", "postprocessing", "words"},
 }
 
 
