@@ -133,6 +133,8 @@ def _check_logits(class_logits: Tensor, mask_logits: Tensor) -> None:
             "`outputs` must have `class_queries_logits` (B, Q, K+1) and `masks_queries_logits` (B, Q, h, w), got "
             f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}."
         )
+    if class_logits.shape[-1] < 2:
+        raise ValueError("`outputs.class_queries_logits` must hold at least one class beside void.")
     for name, logits in (("class_queries_logits", class_logits), ("masks_queries_logits", mask_logits)):
         if logits.isnan().any():
             raise ValueError(f"`outputs.{name}` contains NaN; in half precision try bfloat16 or float32.")
@@ -200,7 +202,13 @@ def _logit_bounds(item: Prediction, rows: slice, columns: slice) -> tuple[Tensor
 
 
 def semantic_map(item: Prediction, semantic_resize: str) -> Tensor:
-    """The best class of every pixel of the target, tile by tile, each with the few classes that can win there."""
+    """
+    The best class of every pixel of the target, tile by tile, each with the few classes that can win there.
+
+    Raises:
+        ValueError: without a query, as no class would be better than another.
+    """
+    _require_queries(item)
     best_class = _best_by_mask_logits if semantic_resize == "mask_logits" else _best_by_class_maps
     weights = item.probabilities[:, :-1].T.contiguous()  # (K, Q)
     candidates = _candidates(item, weights)
@@ -314,8 +322,14 @@ def _first_largest(scores: Tensor) -> Tensor:
     return members.gather(0, scores.gather(0, members).max(0).indices[None])[0]
 
 
+def _require_queries(item: Prediction) -> None:
+    if not len(item.masks):
+        raise ValueError("`outputs.masks_queries_logits` must hold at least one query for a semantic result.")
+
+
 def semantic_scores(item: Prediction, semantic_resize: str) -> Tensor:
-    """All class maps (K, height, width)."""
+    """All class maps (K, height, width). Raises as `semantic_map`."""
+    _require_queries(item)
     weights = item.probabilities[:, :-1].T
     scores = weights.new_empty(len(weights), *item.target_size)
     for rows, columns in _tiles(item):
