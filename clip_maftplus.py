@@ -7,7 +7,6 @@ Shapes: B images, Q masks, C tower channels, D joint space, H x W input, h x w t
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from transformers import initialization as init
 from transformers.models.clip.modeling_clip import CLIPPreTrainedModel
 
 from .configuration_maftplus import MaftPlusCLIPConfig
-from .layers_maftplus import can_read_values, require_one_device
+from .layers_maftplus import OnOneDevice, can_read_values
 from .towers_maftplus import MaftPlusConvNextTower, MaftPlusVisionOutput, MaftPlusViTTower
 
 PROMPTS_PER_CHUNK = 256
@@ -35,7 +34,7 @@ class MaftPlusProjection(nn.Module):
         return self.fc2(F.gelu(self.fc1(hidden_states)))
 
 
-class MaftPlusCLIPModel(CLIPModel):
+class MaftPlusCLIPModel(OnOneDevice, CLIPModel):
     r"""
     CLIP whose vision tower, a ConvNeXt or a ViT, embeds masks of an image (`get_mask_features`).
 
@@ -61,16 +60,6 @@ class MaftPlusCLIPModel(CLIPModel):
         self.text_projection = nn.Linear(self.text_embed_dim, self.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MaftPlusCLIPModel":
-        """
-        As for every model of transformers.
-
-        Raises:
-            ValueError: if `device_map` spreads the model over several devices.
-        """
-        return require_one_device(super().from_pretrained(*args, **kwargs))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

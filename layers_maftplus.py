@@ -6,6 +6,7 @@ Shapes: B images, Q queries or masks, S tokens, C width, M heads of E channels, 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,37 +123,61 @@ def to_tokens(feature_map: Tensor) -> Tensor:
     return feature_map.flatten(2).transpose(1, 2)
 
 
+def renormalise(
+    pixel_values: Tensor,
+    old: tuple[Sequence[float], Sequence[float]],
+    new: tuple[Sequence[float], Sequence[float]],
+    pixel_mask: Tensor | None = None,
+) -> Tensor:
+    """
+    Pictures (B, 3, H, W) from the `old` mean and deviation to the `new` ones.
+
+    The padding, where `pixel_mask` (B, H, W) is 0, is zero before and after.
+    """
+    (old_mean, old_std), (new_mean, new_std) = [
+        [pixel_values.new_tensor(values)[:, None, None] for values in statistics] for statistics in (old, new)
+    ]
+    pixels = (pixel_values * old_std + old_mean - new_mean) / new_std
+    return pixels if pixel_mask is None else pixels * pixel_mask[:, None]
+
+
 def can_read_values(tensor: Tensor) -> bool:
     """Whether checks may look at numbers: elsewhere that would wait for a GPU, break a graph, or find none (meta)."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def require_one_device(loaded: Any) -> Any:
-    """
-    What `from_pretrained` returned: a model, or a tuple of a model and how its loading went.
+class OnOneDevice:
+    """Put before `PreTrainedModel`: a `device_map` must not split a model whose parts read each other's tensors."""
 
-    Raises:
-        ValueError: if a `device_map` split it: its parts read each other's tensors, and nothing moves those.
-    """
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
-    if len(devices) > 1 or "disk" in devices:
-        raise ValueError(
-            f"`device_map` puts parts of this model on {', '.join(devices)}, but it runs on one device only: pass "
-            '`device_map={"": 0}` (or "cpu"), and `dtype="float16"` where memory is short.'
-        )
-    return loaded
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """
+        As for every model of transformers.
+
+        Raises:
+            ValueError: if `device_map` spreads the model over several devices.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+        if len(devices) > 1 or "disk" in devices:
+            raise ValueError(
+                f"`device_map` puts parts of this model on {', '.join(devices)}, but it runs on one device only: pass "
+                '`device_map={"": 0}` (or "cpu"), and `dtype="float16"` where memory is short.'
+            )
+        return loaded
 
 
 __all__ = [
     "MaftPlusAttention",
     "MaftPlusLinear",
     "MaftPlusMLP",
+    "OnOneDevice",
     "can_read_values",
     "pool_masks",
     "position_tokens",
     "relu",
-    "require_one_device",
+    "renormalise",
     "sine_position_embedding",
     "to_tokens",
 ]

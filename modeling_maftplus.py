@@ -34,7 +34,7 @@ from .classifier_maftplus import (
 )
 from .clip_maftplus import MaftPlusCLIPModel
 from .configuration_maftplus import MaftPlusConfig
-from .layers_maftplus import require_one_device
+from .layers_maftplus import OnOneDevice, renormalise
 from .loss_maftplus import segmentation_losses
 from .outputs_maftplus import (
     MaftPlusForUniversalSegmentationOutput,
@@ -49,7 +49,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class MaftPlusPreTrainedModel(PreTrainedModel):
+class MaftPlusPreTrainedModel(OnOneDevice, PreTrainedModel):
     """Loading, saving and initialisation of the MAFT+ models."""
 
     config: MaftPlusConfig
@@ -61,16 +61,6 @@ class MaftPlusPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["MaftPlusConvNextLayer", "MaftPlusDeformableLayer", "MaftPlusMaskDecoderLayer"]
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MaftPlusPreTrainedModel":
-        """
-        As for every model of transformers.
-
-        Raises:
-            ValueError: if `device_map` spreads the model over several devices.
-        """
-        return require_one_device(super().from_pretrained(*args, **kwargs))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -243,7 +233,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         out_vocab_logits = classification_logits(picture.mask_embeds, refined, self.clip.logit_scale, **classes)
         in_vocab_logits, *auxiliary = [
             classification_logits(embeds, text_embeds, self.segmenter.logit_scale, **classes)
-            for embeds in _segmenter_embeds(picture)
+            for embeds in picture.all_class_embeds
         ] or [None]  # (B, Q, K+1) each
         return MaftPlusModelOutput(
             masks_queries_logits=picture.masks_queries_logits,
@@ -280,18 +270,16 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             **words: See `VocabularyArguments`.
         """
         vocabulary = self.gather_vocabulary(**only_words(words))
-        picture = self.encode_picture(
-            pixel_values, pixel_mask, proposal_logits, output_auxiliary_logits, output_image_embeds
-        )
+        options = output_auxiliary_logits, output_image_embeds
+        picture = self.encode_picture(pixel_values, pixel_mask, proposal_logits, *options)
         return self.classify_picture(picture, vocabulary)
 
     def clip_pixel_values(self, pixel_values: Tensor) -> Tensor:
         """MAFT shows CLIP the padded picture stretched to a square (released code; no such step in MAFT+)."""
         if self.config.clip_image_size is None:
             return pixel_values
-        return F.interpolate(
-            pixel_values, size=(self.config.clip_image_size,) * 2, mode="bilinear", align_corners=False
-        )
+        size = (self.config.clip_image_size,) * 2
+        return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
 
     def _propose(self, pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits) -> Proposals:
         if proposal_logits is not None:
@@ -321,15 +309,9 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
     def _proposer_pixels(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
         """From our normalisation to the proposer's own; the padding is zero in both."""
         config = self.config
-        statistics = (
-            config.image_mean,
-            config.image_std,
-            config.proposer_image_mean or IMAGENET_MEAN,
-            config.proposer_image_std or IMAGENET_STD,
-        )
-        mean, std, its_mean, its_std = [pixel_values.new_tensor(values)[:, None, None] for values in statistics]
-        pixels = (pixel_values * std + mean - its_mean) / its_std
-        return (pixels if pixel_mask is None else pixels * pixel_mask[:, None]).to(self.proposer.dtype)
+        ours = config.image_mean, config.image_std
+        its = config.proposer_image_mean or IMAGENET_MEAN, config.proposer_image_std or IMAGENET_STD
+        return renormalise(pixel_values, ours, its, pixel_mask).to(self.proposer.dtype)
 
     def _embed_dense(self, vision: MaftPlusVisionOutput) -> Tensor | None:
         """What Content-Dependent Transfer looks at, (B, D, h, w)."""
@@ -390,8 +372,10 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             stuff (`list[str]`): The classes that are stuff, by their first synonym or as they stand in `names`.
 
         Raises:
-            ValueError: for a stuff label that is not among the names, or names the processor refuses.
+            ValueError: for a stuff label that is not among the names, names the processor refuses, or a processor
+                whose tokenizer is another model's.
         """
+        processor.check_text_tower(self.config.clip_config.text_config)
         synonyms = processor.split_labels(names)
         stuff_ids = processor.label_ids(synonyms, stuff)
         vocabulary = self.encode_vocabulary(**processor(text=names, return_tensors="pt"))
@@ -540,11 +524,6 @@ def _check_proposals(proposal_logits: Tensor, pixel_values: Tensor) -> Tensor:
             f"got {tuple(proposal_logits.shape)}."
         )
     return proposal_logits
-
-
-def _segmenter_embeds(picture: MaftPlusPicture) -> list[Tensor]:
-    """The segmenter's embeddings (B, Q, D) of every prediction, the last one first; none for other masks."""
-    return [] if picture.class_embeds is None else [picture.class_embeds, *(picture.auxiliary_class_embeds or ())]
 
 
 def _void_probabilities(picture: MaftPlusPicture, in_vocab_logits: Tensor | None) -> Tensor:

@@ -42,6 +42,11 @@ class MaftPlusPicture(ModelOutput):
     auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
     auxiliary_class_embeds: tuple[Tensor, ...] | None = None
 
+    @property
+    def all_class_embeds(self) -> list[Tensor]:
+        """`class_embeds` of every prediction, the last one first; none where masks came from elsewhere."""
+        return [] if self.class_embeds is None else [self.class_embeds, *(self.auxiliary_class_embeds or ())]
+
 
 @dataclass
 class MaftPlusModelOutput(ModelOutput):
