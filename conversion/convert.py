@@ -49,7 +49,7 @@ from maftplus.conversion.rename import (
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.processing_maftplus import MaftPlusProcessor, check_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -301,7 +301,10 @@ def build_processor(
     image_processor = MaftPlusImageProcessorPil(**settings)
     if tokenizer is None:
         return image_processor
-    _check_tokenizer(tokenizer, getattr(conversion.config, "clip_config", conversion.config).text_config)
+    try:
+        check_tokenizer(tokenizer, getattr(conversion.config, "clip_config", conversion.config).text_config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if conversion.kind == "fcclip" and training_classes is None:
         logger.warning("Without `training_classes` FC-CLIP's ensemble takes every class for unseen (weight 0.8).")
     return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes)
@@ -345,16 +348,6 @@ def _require_tokenizer(tokenizer: str | Path) -> None:
         cached_file(str(tokenizer), "tokenizer_config.json")
     elif not any((Path(tokenizer) / name).is_file() for name in TOKENIZER_FILES):
         raise OSError(f"the folder holds none of {', '.join(TOKENIZER_FILES)}")
-
-
-def _check_tokenizer(tokenizer: CLIPTokenizer, text_config: PreTrainedConfig) -> None:
-    """The text tower reads its feature at the end token, so both must mean the same id."""
-    largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
-    if largest >= text_config.vocab_size or end != text_config.eos_token_id:
-        raise CheckpointError(
-            f"The tokenizer is another model's: ids up to {largest}, end token {end}; the text tower has "
-            f"{text_config.vocab_size} tokens, end token {text_config.eos_token_id}. Give `tokenizer` (`--tokenizer`)."
-        )
 
 
 @contextmanager
