@@ -77,7 +77,7 @@ def _synonyms(label: ClassName, index: int) -> list[str]:
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
     synonyms = label.split(",") if isinstance(label, str) else label
     for name in synonyms:
-        _check_text(name, f"Label {index}")
+        check_text(name, f"Label {index}")
     synonyms = [name.strip() for name in synonyms]
     if not synonyms or not all(map(canonical_name, synonyms)):  # "&nbsp;" is empty too
         shown = repr(label)[:200]
@@ -85,7 +85,8 @@ def _synonyms(label: ClassName, index: int) -> list[str]:
     return synonyms
 
 
-def _check_text(text: str, what: str) -> None:
+def check_text(text: str, what: str) -> None:
+    """Raise ValueError, naming `what`, if `text` is longer than a label may be or cannot be encoded."""
     if len(text) > MAX_NAME_LENGTH:
         raise ValueError(f"{what} has {len(text):,} characters, at most {MAX_NAME_LENGTH:,} are taken: {text[:40]!r}.")
     try:
@@ -151,7 +152,7 @@ def build_prompts(classes: list[list[str]], templates: str | Sequence[str] | Non
     """
     templates = as_list(templates or "{}")
     for template in templates:
-        _check_text(template, "A template")
+        check_text(template, "A template")
         if "{}" not in template:
             raise ValueError(f"Template {template!r} has no `{{}}` for the class name.")
     synonyms = [(index, name) for index, names in enumerate(classes) for name in names]
@@ -169,6 +170,7 @@ __all__ = [
     "Prompts",
     "build_prompts",
     "canonical_name",
+    "check_text",
     "class_key",
     "find_label_ids",
     "find_seen_classes",
