@@ -21,7 +21,7 @@ ARROWS = {
     "reading": set(),
     "image_processing": {"postprocessing", "reading"},
     "words": set(),
-    "pipeline": {"image_processing", "postprocessing", "reading", "words"},
+    "pipeline": {"postprocessing", "reading", "words"},
     "processing": {"image_processing", "pipeline", "postprocessing", "words"},
 }
 
