@@ -63,7 +63,7 @@ MAY_REPEAT = {
     ("modeling_maftplus.py", "modeling_maftplus.py"),
     ("image_processing_maftplus.py", "image_processing_maftplus.py"),
 }
-LONG_FILES = {"modeling_maftplus.py", "image_processing_maftplus.py"}
+LONG_FILES = {"modeling_maftplus.py"}
 
 
 def production_files() -> list[Path]:
