@@ -6,6 +6,7 @@ would take minutes (so `accelerate launch` is one process here; `tests/train/tes
 commands, such as `cp` or `make`, run in bash.
 """
 
+import fnmatch
 import os
 import re
 import runpy
@@ -106,14 +107,12 @@ def link_checkout(folder: Path) -> None:
             (folder / path.name).symlink_to(path)
 
 
-def run_blocks(blocks: list[Block], folder: Path, given: dict[str, Callable[[Path], None]]) -> None:
-    """Run the blocks that are not marked otherwise; the current folder must be `folder`. Raises what they raise."""
+def run_blocks(blocks: list[Block]) -> None:
+    """Run the blocks that are not marked otherwise, in order, in the current folder. Raises what they raise."""
     namespace = {"__name__": "__main__"}
     for block in blocks:
         if block.reason is not None:
             continue
-        for name in block.given:
-            given[name](folder)
         try:
             if block.language == "python":
                 exec(compile(block.code, block.where, "exec"), namespace)
@@ -122,6 +121,12 @@ def run_blocks(blocks: list[Block], folder: Path, given: dict[str, Callable[[Pat
         except BaseException as error:
             error.add_note(f"in the block of {block.where}:\n{block.code}")
             raise
+
+
+def is_ignored(name: str) -> bool:
+    """Whether `.gitignore` covers a file or folder of the root."""
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    return any(fnmatch.fnmatch(name, line.strip("/")) for line in lines if line and line[0] != "#")
 
 
 def run_shell(code: str, exit_code: int = 0) -> None:
