@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 from transformers import set_seed
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
@@ -251,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = format_markdown(tables)
     options.out.with_suffix(".md").write_text(text + "\n")
     plot(tables, options.out.with_suffix(".png"))
-    print(text)
+    typer.echo(text)
 
 
 if __name__ == "__main__":

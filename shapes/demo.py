@@ -9,11 +9,13 @@ import argparse
 import time
 from pathlib import Path
 
+import typer
 from PIL import Image
 from transformers import pipeline
 
-from maftplus.app.cli import print_table
-from maftplus.pictures.overlay import segments_from_pipeline, write_results
+from maftplus.app.tables import print_table
+from maftplus.pictures.results import write_results
+from maftplus.pictures.segments import segments_from_pipeline
 from maftplus.shapes.evaluate import evaluate, format_table
 from maftplus.shapes.scenes import CLASSES, KINDS, Scene, scenes
 
@@ -43,7 +45,7 @@ def show_scene(segmenter, out: Path) -> None:
     scene = find_scene()
     words, stuff = words_for(scene)
     kinds = {name: entry.kind for entry in CLASSES for name in entry.names}
-    print("Asked for:", ", ".join(f"{word} ({kinds[word]})" if word not in stuff else word for word in words))
+    typer.echo("Asked for: " + ", ".join(f"{word} ({kinds[word]})" if word not in stuff else word for word in words))
     picture, path = Image.fromarray(scene.image), out / "scene.png"
     picture.save(path)
     options = {"candidate_labels": words, "stuff_labels": stuff, "subtask": "panoptic"}
@@ -53,8 +55,8 @@ def show_scene(segmenter, out: Path) -> None:
     written = write_results(path.with_suffix(""), picture, segments, about)
     print_table(path, segments, written["overlay"])
     missing = [word for word in words if word not in {segment.label for segment in segments}]
-    print("Not found:", ", ".join(missing) or "nothing")
-    print(f"Wrote {', '.join(map(str, [path, *written.values()]))}\n")
+    typer.echo(f"Not found: {', '.join(missing) or 'nothing'}")
+    typer.echo(f"Wrote {', '.join(map(str, [path, *written.values()]))}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,10 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
     show_scene(segmenter, options.out)
     start = time.time()
     figures = evaluate(segmenter.model, segmenter.processor, options.num_scenes, split="test", seed=DEMO_SEED)
-    print(
+    typer.echo(
         f"{options.num_scenes} fresh scenes, all 42 names as the vocabulary ({time.time() - start:.0f} s), in percent:"
     )
-    print(format_table(figures))
+    typer.echo(format_table(figures))
 
 
 if __name__ == "__main__":

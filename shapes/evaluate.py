@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -167,6 +168,14 @@ def format_table(figures: dict[str, float]) -> str:
     return f"{names}\n" + "".join(f"{100 * figures[name]:>11.1f}" for name in COLUMNS)
 
 
+def format_absent(figures: dict[str, float]) -> str:
+    """Both of `absent_figures` in words."""
+    other, same = figures["absent_other_colours"], figures["absent_same_colours"]
+    return (
+        f"empty are {other:.1%} where no colour of theirs is there, {same:.1%} where the colours are, in other shapes"
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints the figures of a model on fresh scenes; the last line is JSON, fractions of 1."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -183,20 +192,18 @@ def main(arguments: list[str] | None = None) -> None:
     processor = MaftPlusProcessor.from_pretrained(options.model)
     start = time.time()
     figures = evaluate(model, processor, options.num_scenes, options.split, options.seed, measure_sensitivity=True)
-    print(f"{options.num_scenes} scenes of the {options.split} split, {time.time() - start:.0f} s")
-    print(format_table(figures))
+    typer.echo(f"{options.num_scenes} scenes of the {options.split} split, {time.time() - start:.0f} s")
+    typer.echo(format_table(figures))
     figures.update(dict.fromkeys(("absent_other_colours", "absent_same_colours")))
     if options.absent_words:
         segmenter = MaftPlusSegmentationPipeline(model=model, processor=processor)
         figures.update(absent_figures(segmenter, options.absent_words, options.split))
-        print(
-            f"{options.absent_words} scenes of the {options.split} split, asked for {NUM_ABSENT} absent words, stay empty: "
-            f"{figures['absent_other_colours']:.0%} in other colours, {figures['absent_same_colours']:.0%} in colours of "
-            "the scene"
+        typer.echo(
+            f"{options.absent_words} scenes asked for {NUM_ABSENT} absent words; empty: {format_absent(figures)}"
         )
     rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
     about = {"split": options.split, "num_scenes": options.num_scenes, "absent_words": options.absent_words}
-    print(json.dumps({**rounded, **about, "seed": options.seed}))
+    typer.echo(json.dumps({**rounded, **about, "seed": options.seed}))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Trainer, TrainingArguments, set_seed
 
@@ -147,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     train_proposer_once(recipe, options.data, options.out, options.clip)
     proposer = Mask2FormerForUniversalSegmentation.from_pretrained(options.out).eval()
     figures = mask_recall(proposer, options.num_scenes)
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    typer.echo(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 from PIL import Image
 from scipy.io import loadmat
 from transformers import set_seed
@@ -76,7 +77,7 @@ def main(given: list[str] | None = None) -> None:
     figures = evaluate(arguments.output_dir, test, vectors, classes, seen)
     figures.update(shuffled=arguments.shuffle, unseen=sorted(arguments.unseen), num_test=len(test))
     (arguments.output_dir / "figures.json").write_text(json.dumps(figures, indent=2))
-    print(json.dumps(figures, indent=2))
+    typer.echo(json.dumps(figures, indent=2))
 
 
 def class_vectors(path: Path, classes: list[str], do_shuffle: bool, seed: int) -> np.ndarray:
