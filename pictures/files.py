@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Files that appear whole or not at all: the one way in which results, reports and prepared annotations are written."""
-=======
 """Files that appear whole or not at all: the one way in which results, reports and annotations are written."""
->>>>>>> main
 
 import os
 from pathlib import Path

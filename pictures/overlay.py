@@ -2,24 +2,13 @@
 
 import colorsys
 import math
-<<<<<<< HEAD
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-=======
 from collections.abc import Sequence
->>>>>>> main
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import distance_transform_edt
 
-<<<<<<< HEAD
-from maftplus.pictures.files import write_atomically
-=======
 from maftplus.pictures.segments import Segment
->>>>>>> main
 
 OPACITY = 0.3  # what the picture shows stays recognisable under its segment
 SMALLEST_SIDE, LARGEST_SIDE = 480, 2048  # of the overlay's picture, in pixels
@@ -147,40 +136,4 @@ def _draw_row(draw: ImageDraw.ImageDraw, row: tuple, corner: tuple[int, int], li
     draw.text((x + font.getlength(f"{name}   "), middle), details, font=font, anchor="lm", fill=FAINT_INK)
 
 
-<<<<<<< HEAD
-def write_results(
-    stem: Path, picture: Image.Image, segments: Sequence[Segment], about: dict[str, Any]
-) -> dict[str, Path]:
-    """
-    Write `<stem>_overlay.png`, `<stem>_labels.png` and `<stem>.json`; each appears whole or not at all, the JSON last.
-
-    Args:
-        stem: Folder and name without ending; the folder is made.
-        about: What the JSON says beside width, height and segments.
-
-    Returns:
-        The paths, by `"overlay"`, `"labels"` and `"json"`.
-    """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    document = {**about, "width": picture.width, "height": picture.height, "label_image": f"{stem.name}_labels.png"}
-    document["segments"] = [segment.to_dict() for segment in segments]
-    contents = {
-        "overlay": (stem.with_name(f"{stem.name}_overlay.png"), _png(overlay_image(picture, segments))),
-        "labels": (stem.with_name(f"{stem.name}_labels.png"), _png(label_image(segments, picture.size))),
-        "json": (stem.with_name(f"{stem.name}.json"), json.dumps(document, indent=2, ensure_ascii=False).encode()),
-    }
-    for path, content in contents.values():
-        write_atomically(path, content)
-    return {name: path for name, (path, _) in contents.items()}
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-__all__ = ["Segment", "label_image", "overlay_image", "segments_from_pipeline", "write_results"]
-=======
 __all__ = ["overlay_image", "segment_colour"]
->>>>>>> main
