@@ -205,13 +205,13 @@ def plot(tables: list[dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = collect(tables)
-    halves = [[row.name for row in rows if row.name in found] for rows in (ROWS, VIT_ROWS)]
+    values = collect(tables)
+    halves = [[row.name for row in rows if row.name in values] for rows in (ROWS, VIT_ROWS)]
     figure, all_axes = pyplot.subplots(2, figsize=(11, 8), sharey=True)
     width = 0.8 / len(COLUMNS)
     for names, axes in zip(halves, all_axes):
-        means = np.array([found[name].mean(0) for name in names]).reshape(-1, len(COLUMNS))
-        errors = [found[name].std(0, ddof=1) if len(found[name]) > 1 else np.zeros(len(COLUMNS)) for name in names]
+        means = np.array([values[name].mean(0) for name in names]).reshape(-1, len(COLUMNS))
+        errors = [values[name].std(0, ddof=1) if len(values[name]) > 1 else np.zeros(len(COLUMNS)) for name in names]
         errors = np.array(errors).reshape(-1, len(COLUMNS))
         for index, column in enumerate(COLUMNS):
             places = np.arange(len(names)) + (index - 2.5) * width

@@ -132,6 +132,7 @@ def publish(trained: Path, out: Path) -> None:
     names = all_names()
     processor.training_classes = [names[index] for index in class_ids("seen")]
     model.set_vocabulary(processor, names, stuff=[CLASS_NAMES[index] for index in STUFF_IDS])
+    remove_code(out)  # `save_pretrained` copies it, and fails where a copy would replace a link to itself
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
     path = out / "config.json"
@@ -142,22 +143,38 @@ def link_code(folder: Path) -> None:
     """
     Puts links to the repository's modules beside the weights, not copies, so that they never fall behind.
 
-    What goes: links into this repository, and copies of its modules that `save_pretrained` made, letter for letter.
+    Raises:
+        ValueError: as `check_code`.
+    """
+    remove_code(folder)
+    for name in _code_files():
+        (folder / name).symlink_to(os.path.relpath(REPOSITORY / name, folder.resolve()))
+
+
+def remove_code(folder: Path) -> None:
+    """
+    Removes links into this repository, and copies of its modules that `save_pretrained` made, letter for letter.
 
     Raises:
-        ValueError: if `folder` is the repository, or holds another file of a module's name.
+        ValueError: as `check_code`.
     """
-    if folder.resolve() == REPOSITORY:
-        raise ValueError(f"{folder} is this repository itself; give the folder of a saved model.")
-    names = [f"{name}.py" for name in _modules(["modeling_maftplus", "processing_maftplus"])]
-    for path in map(folder.joinpath, names):
-        if path.exists() and not _is_ours(path):
-            raise ValueError(f"{path} is not a copy of this repository's module; move it, or give another folder.")
+    check_code(folder)
     for path in folder.glob("*.py"):
         if _is_ours(path):
             path.unlink()
-    for name in names:
-        (folder / name).symlink_to(os.path.relpath(REPOSITORY / name, folder.resolve()))
+
+
+def check_code(folder: Path) -> None:
+    """Raises ValueError if a folder is the repository, or holds another file of a module's name than we made."""
+    if folder.resolve() == REPOSITORY:
+        raise ValueError(f"{folder} is this repository itself; give the folder of a saved model.")
+    for path in map(folder.joinpath, _code_files()):
+        if path.exists() and not _is_ours(path):
+            raise ValueError(f"{path} is not a copy of this repository's module; move it, or give another folder.")
+
+
+def _code_files() -> list[str]:
+    return [f"{name}.py" for name in _modules(["modeling_maftplus", "processing_maftplus"])]
 
 
 def _is_ours(path: Path) -> bool:
@@ -170,11 +187,11 @@ def _is_ours(path: Path) -> bool:
 
 def _modules(entries: list[str]) -> list[str]:
     """These modules of the repository and all that they import from beside them."""
-    found = list(entries)
-    for name in found:  # grows while it is read
+    names = list(entries)
+    for name in names:  # grows while it is read
         text = (REPOSITORY / f"{name}.py").read_text()
-        found += [other for other in RELATIVE_IMPORT.findall(text) if other not in found]
-    return sorted(set(found))
+        names += [other for other in RELATIVE_IMPORT.findall(text) if other not in names]
+    return sorted(set(names))
 
 
 def _in_float32(config: dict) -> dict:
@@ -199,6 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.num_threads)
+    check_code(options.out)  # before the hour, not after it
     if not options.only_link:
         publish(make(options.work, options.seed), options.out)
     if options.link_code or options.only_link:

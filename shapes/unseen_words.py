@@ -165,8 +165,8 @@ def evaluate(folder: Path, test: Labelled, vectors: np.ndarray, classes: list[st
             for penalty in PENALTIES:
                 lowered = logits - penalty * F.pad(is_seen, (0, 1)).float()  # void stays
                 outputs["class_queries_logits"] = lowered.log_softmax(-1)
-                (found,) = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[labels.shape])
-                counts = confusion_matrix(found, labels, len(classes), IGNORED, picture.name)
+                (predicted,) = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[labels.shape])
+                counts = confusion_matrix(predicted, labels, len(classes), IGNORED, picture.name)
                 matrices[kind, penalty] = matrices[kind, penalty] + counts
     kinds = sorted({kind for kind, _ in matrices})
     return {kind: figures_of([matrices[kind, penalty] for penalty in PENALTIES], classes, seen) for kind in kinds}
@@ -191,9 +191,9 @@ def figures_of(matrices: list[np.ndarray], classes: list[str], seen: list[int]) 
     """
     curve = []
     for penalty, matrix in zip(PENALTIES[:-1], matrices):
-        found = semantic_figures(matrix, seen)
+        figures = semantic_figures(matrix, seen)
         keys = "seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou"
-        curve.append({"penalty": penalty, **{key: float(found[key]) for key in keys}})
+        curve.append({"penalty": penalty, **{key: float(figures[key]) for key in keys}})
     alone = semantic_figures(matrices[-1])["per_category_accuracy"]
     unseen = [index for index in range(len(classes)) if index not in seen]
     per_class = semantic_figures(matrices[0])["per_category_iou"]

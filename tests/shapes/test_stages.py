@@ -125,6 +125,14 @@ def test_linking_code_keeps_files_that_are_not_ours(tmp_path):
     assert (tmp_path / "modeling_maftplus.py").is_symlink()
 
 
+def test_a_model_is_published_where_links_are_already(tmp_path):
+    for _ in range(2):
+        make_model.publish(REPOSITORY / "models" / "shapes", tmp_path)
+        make_model.link_code(tmp_path)
+    assert (tmp_path / "modeling_maftplus.py").resolve() == REPOSITORY / "modeling_maftplus.py"
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def test_linking_code_refuses_a_module_that_somebody_changed(tmp_path):
     changed = tmp_path / "loss_maftplus.py"
     changed.write_text("mine = True")
