@@ -16,7 +16,6 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def main(given: list[str] | None = None) -> None:
         data = arguments.output_dir / "data"
         source = {"msrc": arguments.msrc.resolve(), "vectors": hashlib.sha256(vectors.tobytes()).hexdigest()}
         settings = {**source, "classes": classes, "seen": seen, "seed": arguments.seed}
-        run_stage(data, settings, partial(write_training_data, data, training, vectors, classes, seen))
+        run_stage(data, settings, lambda: write_training_data(data, training, vectors, classes, seen))
         train(arguments, overrides)
     figures = evaluate(arguments.output_dir, test, vectors, classes, seen)
     figures.update(shuffled=arguments.shuffle, unseen=sorted(arguments.unseen), num_test=len(test))
