@@ -8,7 +8,6 @@ import colorsys
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import distance_transform_edt
+
+from maftplus.pictures.files import write_atomically
 
 OPACITY = 0.3  # what the picture shows stays recognisable under its segment
 SMALLEST_SIDE, LARGEST_SIDE = 480, 2048  # of the overlay's picture, in pixels
@@ -220,18 +221,8 @@ def write_results(
         "json": (stem.with_name(f"{stem.name}.json"), json.dumps(document, indent=2, ensure_ascii=False).encode()),
     }
     for path, content in contents.values():
-        replace_file(path, content)
+        write_atomically(path, content)
     return {name: path for name, (path, _) in contents.items()}
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there: a reader finds the old or the new one, never half of one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _png(image: Image.Image) -> bytes:

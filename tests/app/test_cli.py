@@ -12,11 +12,11 @@ from tiny_tools import save_tiny
 from typer.testing import CliRunner
 
 from maftplus.app.cli import app, check_model_folder, list_pictures, load_pipeline, plan_jobs
+from maftplus.pictures.files import write_atomically
 from maftplus.pictures.overlay import (
     Segment,
     label_image,
     overlay_image,
-    replace_file,
     segment_colour,
     write_results,
 )
@@ -288,7 +288,7 @@ def test_a_result_is_never_half_written(tmp_path, monkeypatch):
     (tmp_path / "one.json").write_text("old")
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        replace_file(tmp_path / "one.json", b"new")
+        write_atomically(tmp_path / "one.json", b"new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
