@@ -14,16 +14,14 @@ from transformers import AutoModelForUniversalSegmentation, AutoProcessor
 
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.train.data.augmentation import build_transforms
+from maftplus.train.data.sources import load_data
+from maftplus.train.options import DataArguments, ModelArguments, parse_arguments
 from maftplus.train.publish import MANIFEST
 from maftplus.train.run import (
-    DataArguments,
-    ModelArguments,
     _add_training_classes,
     build_processor,
     find_checkpoint,
-    load_data,
     main,
-    parse_arguments,
 )
 
 RECIPES = Path(__file__).parents[2] / "train" / "recipes"
@@ -147,8 +145,8 @@ def test_data_of_the_hub_train_and_a_resumed_run_sees_the_same_pictures(tmp_path
     assert ("streamed" in (whole / "README.md").read_text()) == (streaming == "true")
     last = [json.loads((folder / "trainer_state.json").read_text())["log_history"][2] for folder in (whole, resumed)]
     assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=1e-5)
-    with pytest.raises(ValueError, match="--benchmarks hub:"):
-        main([*common, "--do_eval", "--output_dir", str(whole)])
+    found = main([*common, "--do_eval", "--eval_split", "train", "--overwrite_output_dir", "--output_dir", str(whole)])
+    assert found["eval_num_images"] == 2
 
 
 def test_classes_that_a_zero_shot_setting_hides_do_not_count_as_trained(tmp_path):
