@@ -222,6 +222,8 @@ def push_files(
     try:
         api = HfApi(token=token)
         url = api.create_repo(repository, private=private, token=token, exist_ok=True)
+        if private and not api.repo_info(url.repo_id, token=token).private:
+            return _write_manifest(folder, repository, names, "--hub_private_repo, but the repository is public")
         patterns = [re.sub(r"([*?\[])", r"[\1]", name) for name in names]  # a name is no pattern
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, allow_patterns=patterns, token=token)
     except Exception as error:  # each version of the client raises its transport's own errors; nothing is lost here

@@ -9,8 +9,8 @@
         --model_name_or_path runs/base --output_dir runs/eval
 
 A recipe is a flat YAML file: every key is an option (`options.py`), and the command line wins over it;
-`data/sources.py` says how data are named. `--resume_from_checkpoint last` goes on where a killed run stopped. What a user can cause ends
-in one line and exit code 2, SIGTERM in a checkpoint and exit code 143.
+`data/sources.py` says how data are named. `--resume_from_checkpoint last` goes on where a killed run stopped. What a
+user can cause ends in one line and exit code 2, SIGTERM in a checkpoint and exit code 143.
 """
 
 import json

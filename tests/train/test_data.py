@@ -21,7 +21,7 @@ from data_set_tools import (
 )
 from PIL import Image
 
-from maftplus.train.data.hub import HubDataset, load_hub
+from maftplus.train.data.hub import HubDataset, find_split, load_hub
 from maftplus.train.data.prepare import prepare, verify
 from maftplus.train.data.registry import (
     DATA_SETS,
@@ -30,6 +30,7 @@ from maftplus.train.data.registry import (
     load_folder,
     semantic_labels,
     shrink,
+    void_and_unlabelled,
 )
 from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, map_ids, with_prompts
 
@@ -333,3 +334,96 @@ def test_a_local_folder_that_datasets_reads_is_a_hub_data_set_with_a_short_name(
     datasets.Dataset.from_list(hub_rows()).to_parquet(tmp_path / "blocks" / "train.parquet")
     hub = load_hub(str(tmp_path / "blocks"), "train", WORDS, streaming=True)
     assert (hub.name, len(list(hub))) == ("blocks", 5)
+
+
+def test_training_reads_sixteen_bit_and_float_pictures_as_inference_does(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 0]] * 2)
+    (pictures / "a.jpg").unlink()
+    values = np.array([[0, 12850, 65535]] * 2, dtype=np.uint16)  # 12850 = 50 * 257
+    Image.fromarray(values).save(pictures / "a.tif")
+    sixteen = np.asarray(load_folder(pictures, maps, WORDS)[0]["image"])
+    assert sixteen[..., 0].tolist() == [[0, 50, 255]] * 2
+    Image.fromarray(values.astype(np.float32) / 65535).save(pictures / "a.tif")
+    assert np.asarray(load_folder(pictures, maps, WORDS)[0]["image"])[..., 0].tolist() == [[0, 50, 255]] * 2
+
+
+def test_hub_pictures_are_read_as_inference_does():
+    rows = hub_rows()
+    rows[0]["image"] = Image.fromarray(np.full((2, 3), 12850, dtype=np.uint16))
+    assert np.asarray(next(iter(HubDataset("words", rows, WORDS)))["image"]).max() == 50
+
+
+def test_label_maps_that_collide_are_an_error(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 0]] * 2)
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(maps / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.png and a\.tif: which is the label map"):
+        load_folder(pictures, maps, WORDS)
+
+
+def test_what_is_ignored_is_so_even_if_a_class_has_its_number(tmp_path):
+    three = VocabularyFile("three", ("a", "b", "c"), (("a",), ("b",), ("c",)), (0, 1, 2))
+    folder = load_folder(*make_folder(tmp_path, [[0, 1, 2]] * 2), three, ignore_index=1)
+    rows = [{"image": Image.new("RGB", (3, 2)), "label": Image.fromarray(np.array([[0, 1, 2]] * 2, np.uint8))}]
+    options = dict(zip(("ignore_index", "unlabelled"), void_and_unlabelled(three, 1)))
+    for sample in (folder[0], next(iter(HubDataset("three", rows, three, **options)))):
+        assert sample["segmentation_map"].tolist() == [[0, 255, 2]] * 2
+
+
+def test_a_class_does_not_vanish_because_its_training_id_means_unlabelled_in_the_files(tmp_path):
+    from_one = VocabularyFile("from_one", ("a", "b"), (("a",), ("b",)), (1, 2))
+    folder = load_folder(*make_folder(tmp_path, [[0, 1, 2]] * 2), from_one, ignore_index=0)
+    assert folder[0]["segmentation_map"].tolist() == [[255, 0, 1]] * 2
+    assert folder.ignore_index == 255
+
+
+def test_label_maps_of_one_bit_are_read_and_of_floats_refused(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 0]] * 2)
+    Image.fromarray(np.array([[False, True, False]] * 2)).save(maps / "a.png")
+    assert load_folder(pictures, maps, WORDS)[0]["segmentation_map"].tolist() == [[0, 1, 0]] * 2
+    (maps / "a.png").unlink()
+    Image.fromarray(np.zeros((2, 3), np.float32)).save(maps / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: a label map holds integers"):
+        load_folder(pictures, maps, WORDS)[0]
+
+
+def test_a_segment_that_is_listed_twice_is_named(tmp_path):
+    make_coco_panoptic(tmp_path)
+    path = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"].append({"id": 5, "category_id": 17})
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"000000000139\.png: the segment ids \[5\] are listed twice"):
+        load_data_set("coco_panoptic", tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"annotations": [{}]}',
+        b'{"annotations": 3}',
+        '{"a": "\u00e9"}'.encode("latin-1"),
+        "{}".encode("utf-16"),
+        b"[" * 99999,
+    ],
+)
+def test_annotation_files_that_cannot_be_read_are_named(content, tmp_path):
+    make_coco_panoptic(tmp_path)
+    write(tmp_path / "coco/annotations/panoptic_val2017.json", content)
+    with pytest.raises(ValueError, match=r"panoptic_val2017\.json"):
+        load_data_set("coco_panoptic", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["coco_stuff_171", "ade20k_panoptic", "ade20k_150"])
+def test_preparing_a_wrong_folder_is_an_error(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"holds nothing of {name}"):
+        prepare(name, tmp_path, num_workers=1, progress=False)
+
+
+@pytest.mark.parametrize("splits", [["train", "validation"], ["train", "test"], ["train", "val", "test"]])
+def test_the_evaluation_split_of_hub_data_goes_by_several_names(splits):
+    assert find_split("words", "val", splits) == splits[1]
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(ValueError, match="words has no split 'test'; it has train"):
+        find_split("words", "test", ["train"])

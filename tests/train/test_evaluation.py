@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from data_set_tools import make_voc
-from evaluation_tools import NAMES, make_dataset, make_maps, shifted, truth
+from evaluation_tools import NAMES, WORDS, make_dataset, make_maps, shifted, truth
 from PIL import Image
 from tiny_tools import tiny_model, tiny_processor
 
 from maftplus.train.data.annotations import decode_run_lengths, read_panoptic_png
 from maftplus.train.data.sources import load_entry
-from maftplus.train.evaluation.evaluate import ModelPredictor, evaluate_data_sets
-from maftplus.train.evaluation.reports import format_table, write_report
+from maftplus.train.evaluation.evaluate import ModelPredictor, SampleStream, count_predictions, evaluate_data_sets
+from maftplus.train.evaluation.predictions import PredictionWriter
+from maftplus.train.evaluation.reports import format_table, write_per_class, write_report
 from maftplus.train.options import DataArguments
 from maftplus.vocabularies.files import VocabularyFile
 
@@ -210,3 +211,42 @@ def test_a_prompt_file_replaces_the_words_of_the_data_set_it_is_named_with(tmp_p
     dataset = load_entry(entry, DataArguments(data_sets=[entry], data_root=str(tmp_path)))
     assert dataset.vocabulary.classes[:2] == (("word0",), ("word1",))
     assert dataset.vocabulary.names[0] == "aeroplane"
+
+
+def test_predictions_of_pictures_with_one_stem_are_as_many_files(tmp_path):
+    names = ["a.jpg", "a.png", "x/a.png", "b.jpg", "../../c.png"]
+    writer = PredictionWriter(tmp_path / "out", WORDS, names)
+    for index, name in enumerate(names):
+        writer.add({"name": name, "image_id": index}, np.zeros((2, 2), np.uint8), "semantic")
+    found = sorted(path.relative_to(tmp_path / "out/semantic").as_posix() for path in tmp_path.rglob("*.png"))
+    assert found == ["a.jpg.png", "a.png.png", "b.png", "c.png", "x/a.png"]
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
+    names = ("=HYPERLINK(1)", "+1", "-1", "@sum", "cat")
+    words = VocabularyFile("words", names, tuple((name,) for name in names), (0, 1, 2, 3, 4))
+    stream = SampleStream("s", words, [{"name": "a", "image": None, "segmentation_map": np.zeros((2, 2), int)}])
+    counted = count_predictions(lambda *_: [{"semantic": np.zeros((2, 2), int)}], stream, {"semantic": "semantic"})
+    write_per_class(counted["semantic"], tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["'=HYPERLINK(1)", "'+1", "'-1", "'@sum", "cat"]
+
+
+def test_one_pass_of_a_model_may_be_counted_in_several_ways(tmp_path):
+    passes = []
+
+    class Watched(ModelPredictor):
+        def forward(self, samples, vocabulary):
+            passes.append(len(samples))
+            return super().forward(samples, vocabulary)
+
+    dataset = make_dataset(tmp_path, 3, "panoptic")
+    stream = SampleStream("blocks", dataset.vocabulary, (dataset[i] for i in range(3)), "panoptic")
+    kinds = {"semantic": "semantic", "clip_semantic": "semantic", "in_vocabulary_panoptic": "panoptic"}
+    counted = count_predictions(Watched(tiny_model(), tiny_processor()), stream, kinds, batch_size=2)
+    assert passes == [2, 1]
+    assert {name: evaluation.counts.shape for name, evaluation in counted.items()} == {
+        "semantic": (5, 5),
+        "clip_semantic": (5, 5),
+        "in_vocabulary_panoptic": (4, 4),
+    }
