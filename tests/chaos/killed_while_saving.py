@@ -13,8 +13,10 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +27,8 @@ from training_tools import make_trainer, save_checkpoints
 from maftplus.train.checkpoints import MARKER, checkpoint_fault, checkpoints_of, last_whole_checkpoint
 
 logger = logging.getLogger("maftplus.chaos")
-# When a child dies: as the marker of its third checkpoint is about to appear, or after so many writes to the disk.
-HIT_AT = ("safetensors", "optimizer", "scheduler", "rng", "state", "marker", "half")
+# When a child dies: before the marker of its third checkpoint, with half a file written, before a file, at any moment.
+HIT_AT = ("marker", "half", "optimizer", "scheduler", "rng", "state", "safetensors")
 
 
 def kill_while_saving(folder: Path, num_kills: int) -> int:
@@ -39,16 +41,12 @@ def kill_while_saving(folder: Path, num_kills: int) -> int:
     Raises:
         AssertionError: if a whole checkpoint was lost, or one that is not whole would be resumed.
     """
+    command = [sys.executable, str(Path(__file__)), "--kills", str(num_kills), "--only_kill", str(folder)]
+    subprocess.run(command, check=True, timeout=60 + 30 * num_kills, capture_output=True)
     hits = 0
     for index in range(num_kills):
         output = folder / f"run{index}"
-        child = os.fork()
-        if child == 0:
-            _die_while_saving(output, HIT_AT[index % len(HIT_AT)])
-        _, status = os.waitpid(child, 0)
-        require(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the child was not killed")
-        newest = checkpoints_of(output)[0]
-        hits += checkpoint_fault(newest) is not None
+        hits += checkpoint_fault(checkpoints_of(output)[0]) is not None
         whole = last_whole_checkpoint(output)
         require(whole.name == "checkpoint-2", f"{whole} is taken, not checkpoint-2")
         trainer = make_trainer(output, max_steps=3)
@@ -56,6 +54,20 @@ def kill_while_saving(folder: Path, num_kills: int) -> int:
         require(trainer.state.global_step == 3, "the resumed run did not reach its end")
         shutil.rmtree(output)
     return hits
+
+
+def kill_children(folder: Path, num_kills: int) -> None:
+    """
+    Start and lose `num_kills` children, `run0` and so on below `folder`, one after the other.
+
+    In a process of its own that has computed nothing yet: torch's threads would not survive a fork.
+    """
+    for index in range(num_kills):
+        child = os.fork()
+        if child == 0:
+            _die_while_saving(folder / f"run{index}", HIT_AT[index % len(HIT_AT)])
+        _, status = os.waitpid(child, 0)
+        require(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the child was not killed")
 
 
 def _die_while_saving(output: Path, moment: str) -> None:
@@ -112,7 +124,7 @@ def _kill_when_it_appears(path: Path) -> None:
     parent = os.getpid()
     if os.fork() == 0:
         while not path.exists() and os.getppid() == parent:
-            pass
+            time.sleep(0.0002)
         os.kill(parent, signal.SIGKILL)
         os._exit(0)
 
@@ -159,7 +171,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--least_hits", type=int, default=20)
+    parser.add_argument("--only_kill", type=Path, help="make the killed runs below this folder, check nothing")
     options = parser.parse_args()
+    if options.only_kill:
+        kill_children(options.only_kill, options.kills)
+        return 0
     logging.basicConfig(level=logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         hits = kill_while_saving(Path(folder) / "killed", options.kills)
