@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: the one way in which results, reports and prepared annotations are written."""
+"""Files that appear whole or not at all: the one way in which results, reports and annotations are written."""
 
 import os
 from pathlib import Path

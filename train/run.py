@@ -18,7 +18,6 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ from maftplus.train.processes import process_state
 from maftplus.train.publish import push_files, write_card
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments, NonFiniteLossError, trainable_parameters
 from maftplus.vocabularies.files import VocabularyFile
-from maftplus.words_maftplus import canonical_name, find_seen_classes
+from maftplus.words_maftplus import class_key, find_seen_classes
 
 logger = logging.getLogger("maftplus.train")
 
@@ -241,17 +240,12 @@ def _augmented(data, args: DataArguments, void: int, seed: int) -> AugmentedData
 def _add_training_classes(processor: MaftPlusProcessor, data, args: ModelArguments) -> None:
     """The processor remembers the classes that are learnt, not those that a zero-shot setting hides."""
     hidden, classes = getattr(data, "hidden", ()), list(processor.training_classes or [])
-    known = {_same_words(words) for words in classes}
+    known = {class_key(words) for words in classes}
     for index, words in enumerate(_class_words(data.vocabulary, args)):
-        if index not in hidden and _same_words(words) not in known:
+        if index not in hidden and class_key(words) not in known:
             classes.append(words)
-            known.add(_same_words(words))
+            known.add(class_key(words))
     processor.training_classes = classes
-
-
-def _same_words(words: Sequence[str]) -> frozenset[str]:
-    """Equal for lists of the same synonyms, whatever their order and spelling."""
-    return frozenset(map(canonical_name, [words] if isinstance(words, str) else words))
 
 
 def build_processor(model_args: ModelArguments, data_args: DataArguments) -> MaftPlusProcessor:

@@ -32,13 +32,13 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.utils import logging
 
-from maftplus.modeling_maftplus import class_log_probabilities
+from maftplus.classifier_maftplus import class_log_probabilities
 from maftplus.train.data.registry import Sample, semantic_labels
 from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 from maftplus.train.evaluation.predictions import PredictionWriter
 from maftplus.train.processes import process_state
 from maftplus.vocabularies.files import VocabularyFile
-from maftplus.words_maftplus import canonical_name
+from maftplus.words_maftplus import class_key
 
 logger = logging.get_logger(__name__)
 
@@ -419,7 +419,7 @@ def _first_of_equal(classes: Sequence[Sequence[str]]) -> list[int]:
     """Indices of the classes whose set of names no earlier class has."""
     first: dict[frozenset[str], int] = {}
     for index, names in enumerate(classes):
-        first.setdefault(frozenset(map(canonical_name, names)), index)
+        first.setdefault(class_key(names), index)
     return sorted(first.values())
 
 
