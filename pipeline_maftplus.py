@@ -193,7 +193,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         if isinstance(image, EncodedPicture):
             if image.model is not self.model:
                 raise ValueError("This picture was encoded by another model; encode it with this pipeline.")
-            return {"inputs": None, "picture": image.outputs, "target_size": image.target_size}
+            return {"inputs": None, "picture": image, "target_size": image.target_size}
         picture = read_picture(image, timeout=timeout, max_bytes=max_bytes)
         inputs = self.processor(images=picture, return_tensors="pt")
         return {"inputs": dict(inputs), "picture": None, "target_size": (picture.height, picture.width)}
@@ -223,7 +223,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
     def _segment(self, items: list[dict[str, Any]], words: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Pictures of one padded size, or one encoded picture; the outputs of each, without a batch axis."""
         if items[0]["picture"] is not None:
-            outputs = self.model.classify(items[0]["picture"], **words)
+            outputs = self.model.classify(items[0]["picture"].outputs, **words)
         else:
             outputs = self.model(**_stack_inputs([one["inputs"] for one in items], self.model.dtype), **words)
         kept = {name: outputs[name] for name in KEPT_OUTPUTS}
