@@ -36,6 +36,7 @@ THRESHOLDS = {  # that a subtask reads
     "semantic": (),
 }
 SUBTASKS = tuple(THRESHOLDS)
+MARGIN_AMONG_DISTRACTORS = 0.6  # default of `min_margin` with distractors; measured by shapes/none_of_these.py
 CACHED_VOCABULARIES = 8  # per pipeline; a vocabulary is a few hundred kilobytes
 KEPT_OUTPUTS = ("class_queries_logits", "masks_queries_logits", "unpadded_sizes", "padded_sizes")
 WORD_LISTS = ("candidate_labels", "stuff_labels", "distractor_labels")  # arguments that may be generators
@@ -129,8 +130,9 @@ class MaftPlusSegmentationPipeline(Pipeline):
                 share a name with a label are left out. A segment that one wins is dropped, a pixel that one wins in a
                 semantic result belongs to no segment.
             subtask (`str`, *optional*, defaults to `"panoptic"`): Or `"instance"` or `"semantic"`.
-            threshold, mask_threshold, overlap_mask_area_threshold, min_margin (`float`, *optional*): See the image
-                processor.
+            threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): See the image processor.
+            min_margin (`float`, *optional*): How clearly a segment's word must lead, see the image processor. Default:
+                0.6 with distractors, 0 without.
             templates, training_classes (*optional*): In place of the processor's, for the words of this call.
             return_score_maps (`bool`, *optional*): Also give maps of how much every label is believed in.
             num_workers, batch_size (`int`, *optional*): Processes that read pictures; pictures a step.
@@ -278,6 +280,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
         stuff = torch.zeros(1, num_classes, dtype=torch.bool)
         stuff[0, stuff_ids] = True
         outputs = ModelOutput({**model_outputs, "stuff_classes": stuff})
+        if distractor_ids and subtask != "semantic":
+            thresholds = {"min_margin": MARGIN_AMONG_DISTRACTORS, **thresholds}
         segments = find_segments(
             self.processor, outputs, subtask or "panoptic", stuff_ids, distractor_ids, **thresholds
         )

@@ -22,7 +22,7 @@ from maftplus import predictions_maftplus
 from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 
 LABELS = ["cat, kitten", "grass", "sky"]
-EVERYTHING = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+EVERYTHING = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0, "min_margin": 0.0}
 
 
 def picture(width=70, height=50, seed=0):
@@ -334,7 +334,7 @@ def test_everything_loads_and_saves_again_where_the_package_is_not_importable(fo
 @pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
 def test_distractors_compete_and_are_never_reported(pipe, subtask):
     words = ["cat", "dog", "tree", "house", "car"]
-    thresholds = {"semantic": {}, "instance": {"threshold": 0.0}, "panoptic": EVERYTHING}[subtask]
+    thresholds = {"semantic": {}, "instance": {"threshold": 0.0, "min_margin": 0.0}, "panoptic": EVERYTHING}[subtask]
     everything = pipe(picture(), candidate_labels=words, subtask=subtask, **thresholds)
     hidden = everything[0]["label"]
     labels = [word for word in words if word != hidden]
@@ -416,7 +416,7 @@ def test_a_picture_is_encoded_once_for_any_words(pipe, monkeypatch):
     expected = {word: pipe(picture(), candidate_labels=[word, "sky"], **EVERYTHING) for word in ("cat", "dog")}
     calls = []
     for module in (pipe.model.model.clip.vision_model, pipe.model.model.segmenter.pixel_decoder):
-        module.register_forward_hook(lambda *_: calls.append(1))
+        monkeypatch.setattr(module, "forward", lambda *_, **__: calls.append(1))
     monkeypatch.setattr(pipe.model, "encode_picture", lambda *_, **__: calls.append(1))
     for word, segments in expected.items():
         found = pipe(encoded, candidate_labels=[word, "sky"], **EVERYTHING)
