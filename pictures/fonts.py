@@ -7,7 +7,7 @@ nothing is downloaded. What a font draws is seen by drawing: a character that it
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -22,8 +22,9 @@ MOST_FONTS = 400  # that are opened in search of a character
 ENDINGS = (".ttf", ".otf", ".ttc")
 NO_CHARACTER = "\U0010fffe"
 TRIAL_SIZE = 16
-BLANK = ("Mn", "Me", "Cf", "Cc", "Zs", "Zl", "Zp")  # categories that need no glyph of their own
-READINGS = ("SYLLABLE ", "LETTER ")  # after which Unicode's name of a character says how it is read
+VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+BLANK = ("Cf", "Cc", "Zs", "Zl", "Zp")  # categories that need no glyph
+READINGS = ("SYLLABLE ", "LETTER ", "VOWEL SIGN ")  # after which Unicode's name of a character says how it is read
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,23 @@ def spell(text: str) -> str:
     (`go-yang-i`), else its number (`U+732B`), all of it in square brackets. A text that can be drawn stays as it is.
     """
     runs = groupby(text, key=lambda character: find_font(character) is not None)
-    return "".join("".join(run) if can_draw else f"[{'-'.join(map(_reading, run))}]" for can_draw, run in runs)
+    return "".join("".join(run) if can_draw else _spell_run(run) for can_draw, run in runs)
+
+
+def _spell_run(characters: Iterable[str]) -> str:
+    readings = filter(None, map(_reading, characters))
+    return f"[{'-'.join(readings)}]"
 
 
 def _reading(character: str) -> str:
-    name = unicodedata.name(character, "")
-    if unicodedata.category(character)[0] == "S" and name:
+    """Nothing for a sign without a sound of its own."""
+    name, category = unicodedata.name(character, ""), unicodedata.category(character)
+    if category[0] == "S" and name:
         return name.lower()
     for mark in READINGS:
         if mark in name:
             return name.partition(mark)[2].lower()
-    return f"U+{ord(character):04X}"
+    return "" if category[0] == "M" else f"U+{ord(character):04X}"
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +95,7 @@ def find_font(character: str) -> str | None:
 
 @lru_cache(maxsize=1 << 16)
 def _has(path: str, character: str) -> bool:
-    if unicodedata.category(character) in BLANK:
+    if unicodedata.category(character) in BLANK or character in VARIATION_SELECTORS:
         return True
     font = _open(path, TRIAL_SIZE)
     return font is not None and _picture(font, character) != _picture(font, NO_CHARACTER)

@@ -114,7 +114,8 @@ class _Badges:
             text = str(segment.id)
             place = self._place(centre, text)
         self.taken.append(place)
-        self.draw.rounded_rectangle(place, radius=6, fill=BACKGROUND, outline=colour, width=2)
+        line, radius = max(2, round(self.lettering.size / 10)), self.lettering.size * 0.45
+        self.draw.rounded_rectangle(place, radius=radius, fill=BACKGROUND, outline=colour, width=line)
         self.lettering.write(self.draw, (place[0] + self._margin, (place[1] + place[3]) / 2), text, INK)
 
     @property
