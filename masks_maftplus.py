@@ -6,6 +6,7 @@ padded input.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,39 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .postprocessing_maftplus import clearness
 from .reading_maftplus import read_label_map
 
 MASKS_AT_ONCE = 16  # resized together
 GRID_STRIDE = 4  # pixels of the input a point of the mask grid, as the network's own proposals have
 FIRM_LOGIT = 10.0  # of a pixel inside; its sigmoid is 1 within half precision
+WITHOUT_EFFECT = ("subtask", "mask_threshold", "overlap_mask_area_threshold", "return_score_maps", "tile_size")
 NESTED = ("segmentation", "mask")  # where a record of Segment Anything, or of this pipeline, holds its mask
 LISTS = ("masks", "annotations")  # where the output of transformers' mask generation, or SA-1B's JSON, holds its own
+
+
+@dataclass(frozen=True)
+class MaskedPicture:
+    """A picture with masks of it that are there already; the pipeline takes it in a picture's place."""
+
+    picture: Any
+    masks: Any
+
+
+def put_masks(inputs: Any, masks: Any) -> MaskedPicture | list[MaskedPicture]:
+    """A picture and its masks, or a list of pictures and a list with the masks of each, else ValueError."""
+    if not isinstance(inputs, list):
+        return MaskedPicture(inputs, masks)
+    if not isinstance(masks, (list, tuple)) or len(masks) != len(inputs):
+        raise ValueError(f"`masks` must be a list with the masks of each of the {len(inputs)} pictures.")
+    return [MaskedPicture(*pair) for pair in zip(inputs, masks)]
+
+
+def check_options_with_masks(options: Mapping[str, Any]) -> None:
+    """Refuses, with ValueError, options that decide about masks, or cannot be had for those that are there already."""
+    for name in WITHOUT_EFFECT:
+        if options.get(name):
+            raise ValueError(f"`{name}` has no effect on `masks` that are there already; leave it out.")
 
 
 def read_masks(masks: Any, size: tuple[int, int]) -> np.ndarray:
@@ -173,39 +200,37 @@ def _keep_small(shares: Tensor, grid_size: tuple[int, int]) -> Tensor:
 
 
 def name_masks(
-    probabilities: Tensor, labels: list[str], threshold: float = 0.0, is_kept: Tensor | None = None
-) -> list[dict[str, Any]]:
+    outputs: Any, labels: list[str], threshold: float = 0.0, min_margin: float = 0.0
+) -> list[tuple[dict[str, Any], Tensor]]:
     """
-    The best label of every mask, in the masks' order.
+    The best label of every mask of one picture, in the masks' order.
 
     Args:
-        probabilities: (N, K + R), those of a mask add up to 1; there is no void, as a mask from elsewhere says so by
-            being there.
+        outputs: `class_queries_logits` (1, N, K + R + 1) of the masks as proposals, and the `masks` (1, N, H, W) bool.
+            There is no void: a mask from elsewhere says by being there that it is something.
         labels: The K names.
-        threshold: Least score. 0: every mask that no distractor wins.
-        is_kept: (N,) bool, of masks that count at all.
+        threshold: Least score.
+        min_margin: How clearly the best class must lead, see the image processor.
 
     Returns:
-        `mask_index`, `label`, `label_id`, `score`, `second_label` and `second_score` (`None` with one label) of every
-        mask that counts, whose best class is a label and whose score is at least `threshold`.
+        Of every mask that is not empty, that no distractor wins and that is above both limits: `mask_index`, `label`,
+        `label_id`, `score`, `second_label` and `second_score` (`None` with one label); and the mask (H, W) bool.
     """
+    probabilities, masks = outputs["class_queries_logits"][0].float().softmax(-1), outputs["masks"][0]
     scores, ids = probabilities[:, : len(labels)].topk(min(2, len(labels)))
-    kept = (scores[:, 0] >= threshold) & (probabilities.argmax(-1) < len(labels))
-    kept = kept if is_kept is None else kept & is_kept
-    results = []
-    for index in kept.nonzero()[:, 0].tolist():
-        (score, *other_score), (label_id, *other_id) = scores[index].tolist(), ids[index].tolist()
-        results.append(
-            {
-                "mask_index": index,
-                "label": labels[label_id],
-                "label_id": label_id,
-                "score": round(score, 6),
-                "second_label": labels[other_id[0]] if other_id else None,
-                "second_score": round(other_score[0], 6) if other_id else None,
-            }
-        )
-    return results
+    kept = (scores[:, 0] >= threshold) & (probabilities[:, :-1].argmax(-1) < len(labels))
+    kept &= masks.flatten(1).any(1) & (clearness(probabilities) >= min_margin)
+    return [
+        ({"mask_index": index, **_named(scores[index].tolist(), ids[index].tolist(), labels)}, masks[index])
+        for index in kept.nonzero()[:, 0].tolist()
+    ]
 
 
-__all__ = ["name_masks", "proposal_logits", "read_masks"]
+def _named(scores: list[float], ids: list[int], labels: list[str]) -> dict[str, Any]:
+    """What is said of a mask whose one or two best labels are these."""
+    second_label, second_score = (labels[ids[1]], round(scores[1], 6)) if len(ids) > 1 else (None, None)
+    best = {"label": labels[ids[0]], "label_id": ids[0], "score": round(scores[0], 6)}
+    return {**best, "second_label": second_label, "second_score": second_score}
+
+
+__all__ = ["MaskedPicture", "check_options_with_masks", "name_masks", "proposal_logits", "put_masks", "read_masks"]
