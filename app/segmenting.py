@@ -1,6 +1,7 @@
 """The loop of `maftplus segment`: pictures in, results and tables out; one that fails is named and the rest go on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Segmenter:
         """The picture's path if its results cannot be written."""
         try:
             has_maps = isinstance(result, dict)
-            drawings = _draw_maps(job.stem, picture, result) if has_maps else {}
+            drawings = _plan_maps(job.stem, picture, result) if has_maps else {}
             segments = segments_from_pipeline(result["segments"] if has_maps else result, self.stuff_ids)
             about = {"image": job.path, "task": self.options["subtask"], "labels": self.classes}
             optional = {"distractors": self.distractors, "heatmaps": [path.name for path in drawings]}
@@ -104,14 +105,12 @@ class Segmenter:
         return None
 
 
-def _draw_maps(stem: Path, picture: Image.Image, result: dict[str, Any]) -> dict[Path, Image.Image]:
-    """A heat map of every word, and one of the best word's score, by where they go."""
-    drawings = {
-        path: heatmap_image(picture, scores.numpy(), word)
-        for path, word, scores in zip(heatmap_paths(stem, result["labels"]), result["labels"], result["score_maps"])
-    }
-    confidence = heatmap_image(picture, result["confidence"].numpy(), "confidence: the best word's score")
-    return {**drawings, confidence_path(stem): confidence}
+def _plan_maps(stem: Path, picture: Image.Image, result: dict[str, Any]) -> dict[Path, Callable[[], Image.Image]]:
+    """What draws the heat map of every word, and that of the best word's score, by where they go."""
+    maps = zip(heatmap_paths(stem, result["labels"]), result["labels"], result["score_maps"])
+    drawings = {path: partial(heatmap_image, picture, scores.numpy(), word) for path, word, scores in maps}
+    title = "confidence: the best word's score"
+    return {**drawings, confidence_path(stem): partial(heatmap_image, picture, result["confidence"].numpy(), title)}
 
 
 def _tell(job: Job, error: Exception) -> None:

@@ -8,7 +8,7 @@ belong to somebody else and are not replaced unasked.
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write_results(
     segments: Sequence[Segment],
     about: dict[str, Any],
     overwrite: bool = False,
-    drawings: Mapping[Path, Image.Image] | None = None,
+    drawings: Mapping[Path, Callable[[], Image.Image]] | None = None,
 ) -> dict[str, Path]:
     """
     Write `<stem>_overlay.png`, `<stem>_labels.png` and `<stem>.json`; each appears whole or not at all, the JSON last.
@@ -67,7 +67,8 @@ def write_results(
         stem: Folder and name without ending; the folder is made.
         about: What the JSON says beside width, height and segments.
         overwrite: Replace also files that we did not write.
-        drawings: Further pictures, such as heat maps, and where they go.
+        drawings: Further pictures, such as heat maps, and where they go; each is drawn when it is its turn, so that
+            no more than one is held.
 
     Returns:
         The paths, by `"overlay"`, `"labels"` and `"json"`.
@@ -87,8 +88,8 @@ def write_results(
         "json": json.dumps(document, indent=2, ensure_ascii=False),
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for path, drawing in drawings.items():
-        write_atomically(path, encode_png(drawing))
+    for path, draw in drawings.items():
+        write_atomically(path, encode_png(draw()))
     for name, content in contents.items():
         write_atomically(paths[name], content)
     return paths

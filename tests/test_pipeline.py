@@ -507,10 +507,9 @@ def test_prebuilt_models_work_with_our_class_given_by_name():
     assert pipe(picture(), candidate_labels=["cat"], subtask="semantic")[0]["label"] == "cat"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantised_model_works_as_it_is():
-    torchao = pytest.importorskip("torchao.quantization")
-    model = tiny_model()
-    torchao.quantize_(model, torchao.Int8WeightOnlyConfig(), lambda module, _: type(module) is torch.nn.Linear)
+    model = torch.ao.quantization.quantize_dynamic(tiny_model(), {torch.nn.Linear}, torch.qint8)
     pipe = MaftPlusSegmentationPipeline(model=model, processor=tiny_processor(), device="cpu")
     assert pipe(picture(), candidate_labels=["cat"], subtask="semantic")[0]["label"] == "cat"
 
