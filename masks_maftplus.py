@@ -194,6 +194,8 @@ def _keep_small(shares: Tensor, grid_size: tuple[int, int]) -> Tensor:
     most = cells.amax((1, 2), keepdim=True)
     seen = F.interpolate(shares[None], size=grid_size, mode="bilinear")[0].amax((1, 2)) > 0.5
     lost = ~seen & (most[:, 0, 0] > 0)
+    if not lost.any():
+        return shares
     best = (cells[lost] == most[lost]).float()
     shares[lost] = F.interpolate(best[None], size=shares.shape[1:], mode="nearest")[0]
     return shares

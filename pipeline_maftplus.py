@@ -226,6 +226,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
                 raise ValueError("This picture was encoded by another model; encode it with this pipeline.")
             return {"inputs": None, "picture": image, "target_size": image.target_size, "masks": None}
         is_masked = isinstance(image, MaskedPicture)
+        if is_masked and isinstance(image.picture, EncodedPicture):
+            raise ValueError("`masks` need the picture itself: what `encode` returns holds none of its pixels.")
         picture = read_picture(image.picture if is_masked else image, timeout=timeout, max_bytes=max_bytes)
         size = (picture.height, picture.width)
         masks = read_masks(image.masks, size) if is_masked else None
