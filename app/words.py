@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from maftplus.vocabularies.files import available_vocabularies, load_labels
+from maftplus.vocabularies.files import available_vocabularies, load_labels, load_vocabulary_file
 from maftplus.words_maftplus import canonical_name, class_key, find_label_ids, parse_classes, split_distractors
 
 FILE_ENDINGS = (".txt", ".json", ".csv", ".tsv", ".names", ".labels")
@@ -31,14 +31,11 @@ def gather_words(
     """
     for option, words in (("--labels", labels), ("--stuff", stuff)):
         _refuse_sources(words, option, "--labels-file", "--vocabulary")
-    sources = [("--labels", {"candidate_labels": list(labels or []), "stuff_labels": list(stuff or [])})]
+    given = {"candidate_labels": list(labels or []), "stuff_labels": list(stuff or [])}
     if labels_file is not None:
-        sources.append((str(labels_file), _load_file(labels_file)))
-    if vocabulary is not None:
-        sources.append((vocabulary, load_labels(vocabulary)))
-    for name, source in sources[1:]:
-        _parse(source["candidate_labels"], name)
-    found = {key: [word for _, source in sources for word in source[key]] for key in sources[0][1]}
+        _refuse_missing(labels_file)
+    files = [_load(source) for source in (labels_file, vocabulary) if source is not None]
+    found = {key: [word for source in (given, *files) for word in source[key]] for key in given}
     if found["candidate_labels"]:
         find_label_ids(parse_classes(found["candidate_labels"]), found["stuff_labels"])
     return {name: words or None for name, words in found.items()}
@@ -62,7 +59,7 @@ def gather_distractors(
     _refuse_sources(distractors, "--distractors", "--distractor-vocabulary", "--distractor-vocabulary")
     words = list(distractors or [])
     if vocabulary is not None:
-        words += load_labels(vocabulary)["candidate_labels"]
+        words += _load(vocabulary)["candidate_labels"]
     if not words:
         return {"distractor_labels": None}
     unique = {class_key(synonyms): synonyms for word in words for synonyms in _parse([word], "--distractors")}
@@ -101,11 +98,20 @@ def _parse(words: Sequence[str | Sequence[str]], source: str) -> list[list[str]]
         raise ValueError(f"{source}: {error}") from error
 
 
-def _load_file(path: Path) -> dict[str, list[list[str]]]:
+def _load(name_or_file: str | Path) -> dict[str, list[list[str]]]:
+    """`load_labels`, but a class given a second time, which some data sets have, is an error that names its line."""
+    vocabulary, first = load_vocabulary_file(name_or_file), {}
+    for synonyms, place in zip(vocabulary.classes, vocabulary.places):
+        known = first.setdefault(class_key(synonyms), place)
+        if known != place:
+            raise ValueError(f"{place} repeats the class {', '.join(synonyms)!r} of {known}; give every label once.")
+    return load_labels(name_or_file)
+
+
+def _refuse_missing(path: Path) -> None:
     if not path.is_file():
         hint = " (a vocabulary's name goes to --vocabulary)" if str(path) in available_vocabularies() else ""
         raise FileNotFoundError(f"--labels-file {path}: there is no such file{hint}.")
-    return load_labels(path)
 
 
 def _refuse_sources(words: Sequence[str] | None, option: str, file_option: str, vocabulary_option: str) -> None:

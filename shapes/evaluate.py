@@ -148,6 +148,8 @@ def share_left_empty(
     is_empty = []
     for scene in scenes(split, num_scenes, seed=ABSENT_SEED):
         words = absent_things(scene, shares_a_colour)[:NUM_ABSENT]
+        if not words:  # a scene of all colours
+            continue
         if with_distractors:
             options["distractor_labels"] = other_names(scene, words)
         is_empty.append(not segmenter(Image.fromarray(scene.image), candidate_labels=words, **options))

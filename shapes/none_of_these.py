@@ -73,6 +73,8 @@ class Questioner:
         mixed = sorted({*present, *absent["other"][: NUM_ABSENT // 2], *absent["same"][: NUM_ABSENT // 2]})
         for with_distractors in (False, True):
             for name, labels in absent.items():
+                if not labels:  # a scene of all colours
+                    continue
                 self._ask_for_absent(picture, scene, labels, present, with_distractors, f"absent_{name}")
             self._ask_for_present(picture, scene, mixed, with_distractors, "asked")
             self._ask_for_present(picture, scene, range(len(CLASSES)), with_distractors, "all")

@@ -52,6 +52,7 @@ class VocabularyFile:
         stuff: Training ids of stuff; None where the data set does not say.
         unseen: Training ids of the classes kept from zero-shot training; None without such a split.
         source: Where the names come from.
+        places: File and line of every class, for messages; empty where nobody knows.
     """
 
     name: str
@@ -61,6 +62,7 @@ class VocabularyFile:
     stuff: tuple[int, ...] | None = None
     unseen: tuple[int, ...] | None = None
     source: str = ""
+    places: tuple[str, ...] = ()
 
     @property
     def num_labels(self) -> int:
@@ -172,7 +174,8 @@ def _from_json(path: Path) -> VocabularyFile:
         raise ValueError(f'{path} holds no class; write {{"classes": [{{"name": "cat", "synonyms": [...]}}, ...]}}.')
     names = tuple(_row_name(row, f"{path}, class {index}") for index, row in enumerate(rows))
     raw_ids = tuple(_row_id(row, index, path) for index, row in enumerate(rows))
-    _refuse_repeated_ids(raw_ids, [f"{path}, class {index}" for index in range(len(rows))])
+    places = tuple(f"{path}, class {index}" for index in range(len(rows)))
+    _refuse_repeated_ids(raw_ids, places)
     return VocabularyFile(
         name=str(content.get("name", path.stem)),
         names=names,
@@ -181,6 +184,7 @@ def _from_json(path: Path) -> VocabularyFile:
         stuff=_ids_where(rows, "isthing", False, path),
         unseen=_ids_where(rows, "unseen", True, path),
         source=str(content.get("source", path)),
+        places=places,
     )
 
 
@@ -245,7 +249,7 @@ def _from_lines(path: Path) -> VocabularyFile:
     _refuse_repeated_ids(raw_ids, places)
     stuff = tuple(index for index, value in enumerate(is_stuff) if value) or None
     names = tuple(synonyms[0] for synonyms in classes)
-    vocabulary = VocabularyFile(path.stem, names, classes, raw_ids, stuff, source=str(path))
+    vocabulary = VocabularyFile(path.stem, names, classes, raw_ids, stuff, source=str(path), places=places)
     _tell_repeated_names(vocabulary)
     return vocabulary
 

@@ -88,7 +88,7 @@ def test_an_unknown_vocabulary_ends_in_one_line_with_the_known_ones():
         (["--labels-file", "mixed.txt"], "mixed.txt, line 2 gives no id"),
         (["--labels-file", "ids.txt"], "ids.txt, line 3 gives the id 1 a second time"),
         (["--labels-file", "empty.txt"], "empty.txt holds no class"),
-        (["--labels-file", "double.txt"], "double.txt: Label 1 ('cat') repeats"),
+        (["--labels-file", "double.txt"], "double.txt, line 3 repeats the class 'cat' of"),
         (["--labels", "cat", "--distractor-vocabulary", "empty.txt"], "empty.txt holds no class"),
         (["--labels", "cat", "--distractors", ""], "--distractors: Label 0 ('') is empty"),
         (["--labels", "cat", "--min-margin", "0.5", "--task", "semantic"], "`min_margin` has no effect on semantic"),
@@ -98,7 +98,7 @@ def test_words_that_cannot_be_used_end_in_one_line_and_write_nothing(
     folder, picture, tmp_path, monkeypatch, arguments, message
 ):
     contents = {"bad": "cat\n , \n", "mixed": "1: cat\ndog\n", "ids": "1: cat\n2: dog\n1: cow\n", "empty": "\n"}
-    for name, content in {**contents, "double": "cat\ncat\n", "names": "cat\n"}.items():
+    for name, content in {**contents, "double": "cat\n\ncat\n", "names": "cat\n"}.items():
         (tmp_path / f"{name}.txt").write_text(content)
     monkeypatch.chdir(tmp_path)
     result = run("segment", picture, *arguments, "--model", folder, "--out", tmp_path / "out")
