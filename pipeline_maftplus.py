@@ -28,7 +28,7 @@ from .masks_maftplus import (
 )
 from .predictions_maftplus import check_shares, read_predictions
 from .reading_maftplus import read_picture
-from .tiles_maftplus import check_tiling, make_seams, plan_tiles
+from .tiles_maftplus import check_options_with_tiles, check_tiling, make_seams, plan_tiles
 from .words_maftplus import (
     ClassName,
     as_list,
@@ -180,6 +180,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         check_thresholds(post.get("subtask"), given)
         self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
         _check_prompt_options(post.get("classes"), {**self._forward_params, **forward})
+        check_options_with_tiles(post)
         if masks is not None:
             check_options_with_masks(post)
             inputs = put_masks(inputs, masks)
@@ -190,8 +191,6 @@ class MaftPlusSegmentationPipeline(Pipeline):
             is_one = not isinstance(inputs, list)
             results = [self._segment_in_tiles(one, *options) for one in ([inputs] if is_one else inputs)]
             return results[0] if is_one else results
-        if post.get("tile_overlap") is not None:
-            raise ValueError("`tile_overlap` has no effect without `tile_size`.")
         return super().__call__(inputs, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def encode(self, picture: Any, timeout: float | None = None, max_bytes: int | None = None) -> EncodedPicture:
@@ -343,8 +342,9 @@ class MaftPlusSegmentationPipeline(Pipeline):
         post = dict(post)
         tile_size, overlap = post.pop("tile_size"), post.pop("tile_overlap", None)
         overlap = check_tiling(tile_size, overlap, self.processor.image_processor.size_divisor)
-        if isinstance(picture, (EncodedPicture, MaskedPicture)) or post.pop("return_score_maps", False):
-            raise ValueError("`tile_size` takes a picture itself, without `masks` and `return_score_maps`.")
+        if isinstance(picture, EncodedPicture):
+            raise ValueError("`tile_size` takes a picture itself: one that is encoded is no longer in parts.")
+        post.pop("return_score_maps", None)
         classes, stuff_ids = self._classes_and_stuff(post.pop("classes", None), post.pop("stuff_labels", None))
         post.pop("distractors", None)
         subtask = post.pop("subtask", None) or "panoptic"

@@ -6,7 +6,7 @@ what two rows of tiles need: mask logits for scores, nothing for segments; never
 Shapes: H x W the picture, K classes, Q queries.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import ceil
@@ -75,6 +75,15 @@ class Tile:
         """How much it counts at pixels of the picture, (h, w): less and less towards its border."""
         rows, columns = (span.depths(part) for span, part in zip((self.rows, self.columns), window))
         return rows[:, None] * columns
+
+
+def check_options_with_tiles(options: Mapping[str, Any]) -> None:
+    """Refuses, with ValueError, an overlap without tiles and what is not made in tiles."""
+    if options.get("tile_size") is None:
+        if options.get("tile_overlap") is not None:
+            raise ValueError("`tile_overlap` has no effect without `tile_size`.")
+    elif options.get("return_score_maps"):
+        raise ValueError("Score maps are as large as the picture for every label; leave `tile_size` out, or them.")
 
 
 def check_tiling(tile_size: int, tile_overlap: int | None, least: int) -> int:
@@ -375,4 +384,13 @@ def make_seams(
     return InstanceSeams(size) if subtask == "instance" else PanopticSeams(size, stuff_ids)
 
 
-__all__ = ["InstanceSeams", "PanopticSeams", "SemanticSeams", "Tile", "check_tiling", "make_seams", "plan_tiles"]
+__all__ = [
+    "InstanceSeams",
+    "PanopticSeams",
+    "SemanticSeams",
+    "Tile",
+    "check_options_with_tiles",
+    "check_tiling",
+    "make_seams",
+    "plan_tiles",
+]

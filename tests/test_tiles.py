@@ -187,7 +187,7 @@ def test_results_in_tiles_have_the_pictures_size_whatever_the_batch(pipe, subtas
         ({"tile_size": 16}, "at least 32 pixels"),
         ({"tile_size": 64, "tile_overlap": 40}, "half of `tile_size`"),
         ({"tile_overlap": 8}, "no effect without `tile_size`"),
-        ({"tile_size": 64, "return_score_maps": True}, "without `masks` and `return_score_maps`"),
+        ({"tile_size": 64, "return_score_maps": True}, "Score maps are as large as the picture"),
     ],
 )
 def test_bad_tilings_are_refused(pipe, options, message):

@@ -21,7 +21,12 @@ def segment(
     task: given.TaskChoice = given.Task.panoptic,
     threshold: given.Threshold = None,
     min_margin: given.MinMargin = None,
+    masks: given.Masks = None,
+    tile: given.Tile = None,
+    tile_overlap: given.TileOverlap = None,
     heatmaps: given.Heatmaps = False,
+    style: given.StyleChoice = given.Style.fill,
+    coco: given.Coco = None,
     out: given.OutFolder = Path("out"),
     overwrite: given.Overwrite = False,
     quiet: given.Quiet = False,
@@ -32,6 +37,7 @@ def segment(
 ) -> None:
     """Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document."""
     from maftplus.app.jobs import check_results, plan_jobs
+    from maftplus.app.masks import find_mask_files
     from maftplus.app.models import load_pipeline, resolve_model
     from maftplus.app.segmenting import Segmenter
     from maftplus.app.words import first_names, gather_distractors, gather_words
@@ -39,23 +45,34 @@ def segment(
     folder = resolve_model(model)
     words = gather_words(labels, labels_file, vocabulary, stuff)
     words |= gather_distractors(distractors, distractor_vocabulary, words["candidate_labels"], quiet)
-    options = _read_options(words, task.value, threshold, min_margin, heatmaps)
+    numbers = {"threshold": threshold, "min_margin": min_margin, "tile_size": tile, "tile_overlap": tile_overlap}
+    options = {**words, **_read_options(task.value, numbers, heatmaps, masks is not None)}
     jobs = plan_jobs(pictures, out)
-    check_results(jobs, overwrite, first_names(words["candidate_labels"]) if heatmaps else ())
+    check_results(jobs, overwrite, first_names(words["candidate_labels"]) if heatmaps else (), coco)
+    mask_files = None if masks is None else find_mask_files(masks, jobs)
     pipe = load_pipeline(folder, device, dtype.value)
-    failed = Segmenter(pipe, options, overwrite=overwrite, is_quiet=quiet).run(jobs, batch_size)
+    segmenter = Segmenter(pipe, options, overwrite, quiet, style.value, mask_files)
+    failed = segmenter.run(jobs, batch_size)
+    if coco is not None:
+        segmenter.coco.write(coco)
     if failed:
         echo_error(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(failed)}")
         raise typer.Exit(SOME_FAILED)
 
 
-def _read_options(
-    words: dict[str, Any], task: str, threshold: float | None, min_margin: float | None, heatmaps: bool
-) -> dict[str, Any]:
-    """The pipeline's arguments. Thresholds that the task does not read raise ValueError here."""
+def _read_options(task: str, numbers: dict[str, float | None], heatmaps: bool, has_masks: bool) -> dict[str, Any]:
+    """The pipeline's arguments but for the words. Raises ValueError for options that have no effect on each other."""
+    from maftplus.masks_maftplus import check_options_with_masks
     from maftplus.pipeline_maftplus import check_thresholds
+    from maftplus.tiles_maftplus import check_options_with_tiles
 
-    numbers = {"threshold": threshold, "min_margin": min_margin}
     options = {"subtask": task, **{name: value for name, value in numbers.items() if value is not None}}
+    options["return_score_maps"] = heatmaps
     check_thresholds(task, options)
-    return {**words, **options, "return_score_maps": heatmaps}
+    check_options_with_tiles(options)
+    if not has_masks:
+        return options
+    if task == given.Task.panoptic:  # the default, which nobody may have asked for
+        del options["subtask"]
+    check_options_with_masks(options)
+    return options
