@@ -90,10 +90,8 @@ class Segmenter:
     def _segment_batch(self, batch: list[tuple[Job, Image.Image]], batch_size: int) -> list[str]:
         """Paths of the pictures of a batch that failed. One picture must not take its batch with it."""
         try:
-            masks = (
-                {} if self.mask_files is None else {"masks": [load_masks(self.mask_files[job]) for job, _ in batch]}
-            )
-            results = self.pipe([picture for _, picture in batch], batch_size=batch_size, **masks, **self.options)
+            options = {**self.options, **self._load_masks([job for job, _ in batch])}
+            results = self.pipe([picture for _, picture in batch], batch_size=batch_size, **options)
         except MemoryError:
             raise
         except Exception as error:
@@ -103,6 +101,9 @@ class Segmenter:
             return [path for one in batch for path in self._segment_batch([one], batch_size)]
         written = (self._write(job, picture, result) for (job, picture), result in zip(batch, results))
         return [path for path in written if path is not None]
+
+    def _load_masks(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        return {} if self.mask_files is None else {"masks": [load_masks(self.mask_files[job]) for job in jobs]}
 
     def _write(self, job: Job, picture: Image.Image, result: list[dict[str, Any]] | dict[str, Any]) -> str | None:
         """The picture's path if its results cannot be written."""
