@@ -83,6 +83,7 @@ def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, opacity: floa
     if box is None:
         return
     thickness = max(1, round(min(canvas.size) / 350))
+    box = _widen(box, thickness + 1, canvas.size)  # filters see no border at the edge of what they are given
     below, mask = canvas.crop(box), mask.crop(box)
     inner = mask.filter(ImageFilter.MinFilter(2 * thickness + 1))
     rim = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
@@ -90,6 +91,11 @@ def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, opacity: floa
     painted = Image.composite(line, below, mask)
     painted = Image.composite(Image.blend(below, line, opacity), painted, inner)
     canvas.paste(Image.composite(light, painted, rim), box)
+
+
+def _widen(box: tuple[int, int, int, int], margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return max(0, left - margin), max(0, top - margin), min(size[0], right + margin), min(size[1], bottom + margin)
 
 
 class _Badges:
