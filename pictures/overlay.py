@@ -44,7 +44,7 @@ def overlay_image(
     colours = _segment_colours(segments, names)
     order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
     for index in order:
-        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], 0 if style == "outline" else OPACITY)
+        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], style != "outline")
     badges = _Badges(canvas)
     for index in order:
         badges.add(segments[index], colours[index])
@@ -77,19 +77,22 @@ def _beside(left: Image.Image, right: Image.Image, gap: int) -> Image.Image:
     return sheet
 
 
-def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, opacity: float) -> None:
-    """Colour inside the mask, a full-strength line with a light rim along its border. Works on the mask's box only."""
+def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, is_filled: bool) -> None:
+    """
+    A full-strength line with a light rim along the mask's border, and colour inside it or else a broader line. Works
+    on the mask's box only.
+    """
     box = mask.getbbox()
     if box is None:
         return
-    thickness = max(1, round(min(canvas.size) / 350))
+    thickness = max(2, round(min(canvas.size) / 300)) * (1 if is_filled else 2)  # rim included
     box = _widen(box, thickness + 1, canvas.size)  # filters see no border at the edge of what they are given
     below, mask = canvas.crop(box), mask.crop(box)
     inner = mask.filter(ImageFilter.MinFilter(2 * thickness + 1))
     rim = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
     line, light = (Image.new("RGB", below.size, fill) for fill in (colour, BACKGROUND))
     painted = Image.composite(line, below, mask)
-    painted = Image.composite(Image.blend(below, line, opacity), painted, inner)
+    painted = Image.composite(Image.blend(below, line, OPACITY if is_filled else 0), painted, inner)
     canvas.paste(Image.composite(light, painted, rim), box)
 
 
