@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from .clip_maftplus import MaftPlusCLIPModel
 from .configuration_maftplus import MaftPlusConfig
 from .loss_maftplus import segmentation_losses
+from .proposer_maftplus import MaftPlusProposer, init_proposer_weights
 from .segmenter_maftplus import MaftPlusAttention, MaftPlusSegmenter, init_segmenter_weights, sine_position_embedding
 
 logger = logging.get_logger(__name__)
@@ -197,12 +198,18 @@ class MaftPlusPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["MaftPlusConvNextLayer", "MaftPlusDeformableLayer", "MaftPlusMaskDecoderLayer"]
+    _no_split_modules = [
+        "MaftPlusConvNextLayer",
+        "MaftPlusDeformableLayer",
+        "MaftPlusMaskDecoderLayer",
+        "MaftPlusProposer",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_segmenter_weights(module, self.config)
+        init_proposer_weights(module)
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -219,6 +226,9 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         self.clip = MaftPlusCLIPModel._from_config(config.clip_config)
         if config.has_segmenter:
             self.segmenter = MaftPlusSegmenter(config)
+        elif config.has_own_proposer:
+            width = config.clip_config.projection_dim
+            self.proposer = MaftPlusProposer(config.proposer_config, width).requires_grad_(False)
         elif config.proposer_config is not None:
             self.proposer = AutoModelForUniversalSegmentation.from_config(config.proposer_config).requires_grad_(False)
         if config.cdt_form != "off":
@@ -326,7 +336,9 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         unpadded_sizes, padded_sizes = _input_sizes(pixel_values, pixel_mask)
         text_embeds = self._append_void(vocabulary["text_embeds"])  # (P+1, D)
         vision = self.clip.encode_image(self._clip_pixels(pixel_values))  # the one trunk pass
-        proposals = self._propose(pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits)
+        proposals = self._propose(
+            pixel_values, pixel_mask, vision, text_embeds, proposal_logits, output_auxiliary_logits
+        )
         masks = self._resize_proposals(proposals, pixel_values)  # (B, Q, h, w)
         mask_embeds = self._embed_masks(vision, masks)  # (B, Q, D)
         refined = self._refine(text_embeds, vision, len(pixel_values))  # (B, P+1, D)
@@ -384,9 +396,13 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             pixel_values, size=(self.config.clip_image_size,) * 2, mode="bilinear", align_corners=False
         )
 
-    def _propose(self, pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits) -> Proposals:
+    def _propose(
+        self, pixel_values, pixel_mask, vision, text_embeds, proposal_logits, output_auxiliary_logits
+    ) -> Proposals:
         if proposal_logits is not None:
             return Proposals(_check_proposals(proposal_logits, pixel_values))
+        if self.config.has_own_proposer:
+            return self._propose_for_words(pixel_values, pixel_mask, text_embeds)
         if self.config.proposer_config is not None:
             return self._propose_externally(pixel_values, pixel_mask)
         if not self.config.has_segmenter:
@@ -404,6 +420,12 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         )
 
     @torch.no_grad()
+    def _propose_for_words(self, pixel_values, pixel_mask, text_embeds: Tensor) -> Proposals:
+        """MAFT's own proposer; it reads the words, and MAFT reads its masks alone."""
+        maps = self.proposer.encode(self._proposer_pixels(pixel_values, pixel_mask))
+        return Proposals(self.proposer(*maps, text_embeds.to(maps[0])).masks_queries_logits)
+
+    @torch.no_grad()
     def _propose_externally(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Proposals:
         found = self.proposer(pixel_values=self._proposer_pixels(pixel_values, pixel_mask))
         void = found.class_queries_logits.softmax(-1)[..., -1:] if self.config.use_proposer_void else None
@@ -418,7 +440,8 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             for values in (config.proposer_image_mean or IMAGENET_MEAN, config.proposer_image_std or IMAGENET_STD)
         ]
         pixels = (pixel_values * ours[1] + ours[0] - theirs[0]) / theirs[1]
-        return (pixels if pixel_mask is None else pixels * pixel_mask[:, None]).to(self.proposer.dtype)
+        pixels = pixels if pixel_mask is None else pixels * pixel_mask[:, None]
+        return pixels.to(next(self.proposer.parameters()).dtype)
 
     def _resize_proposals(self, proposals: Proposals, pixel_values: Tensor) -> Tensor:
         """MAFT brings mask logits to the padded picture first, with corner alignment; pooling needs no such step."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig
 from maftplus.conversion.checkpoint import CheckpointError
 from maftplus.conversion.rename import convert_state
 
@@ -24,9 +24,11 @@ TABLE_OF = {
     "maftplus": "maftplus",
     "fcclip": "maftplus",
     "maft": "maft",
+    "freeseg": "freeseg",
     "open_clip": "open_clip",
     "openai_clip": "openai_clip",
 }
+MAFT_KINDS = ("maft", "freeseg")
 TASKS = ("semantic", "panoptic")
 TASK_OF_CLASS_WEIGHTS = {172: "semantic", 134: "panoptic"}  # COCO-Stuff 171 and COCO panoptic 133, void added
 HEAD_WIDTH = 64
@@ -46,6 +48,8 @@ def detect_kind(names: Iterable[str]) -> str:
     names = list(names)
     if _any_starts(names, "IPCLIP."):
         return "maft"
+    if _any_starts(names, "clip_adapter.clip_model.") and _any_starts(names, "sem_seg_head.interaction."):
+        return "freeseg"
     if _any_starts(names, "backbone.clip_model."):
         return "maftplus" if _any_starts(names, "cdt.") else "fcclip"
     if _any_starts(names, "visual.trunk."):
@@ -61,7 +65,8 @@ def detect_kind(names: Iterable[str]) -> str:
             "This is a transformers CLIP; nothing to convert: `MaftPlusCLIPModel.from_pretrained` loads its folder."
         )
     raise CheckpointError(
-        "Unknown architecture: neither MAFT+, FC-CLIP, MAFT (`IPCLIP.*`), OpenCLIP's ConvNeXt (`visual.trunk.*`) nor "
+        "Unknown architecture: neither MAFT+, FC-CLIP, MAFT (`IPCLIP.*`), FreeSeg (`clip_adapter.*`), "
+        "OpenCLIP's ConvNeXt (`visual.trunk.*`) nor "
         f"OpenAI's CLIP (`visual.conv1.*`). The first names are: {', '.join(names[:5])}."
     )
 
@@ -76,7 +81,7 @@ def infer_task(state: Mapping[str, Tensor], kind: str, task: str | None = None) 
     if task is not None and task not in TASKS:
         raise CheckpointError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if kind not in ("maftplus", "fcclip"):
-        return "semantic" if kind == "maft" else None
+        return "semantic" if kind in MAFT_KINDS else None
     weights = state.get("criterion.empty_weight")
     found = None if weights is None else TASK_OF_CLASS_WEIGHTS.get(len(weights))
     if task is not None and found not in (None, task):
@@ -106,18 +111,22 @@ def infer_config(
         kind: As `detect_kind` gives it.
         task: As `infer_task` gives it.
         overrides: Fields of the configuration (nested) that replace the released rule.
-        proposer_config: MAFT: the proposer of the full model; without one it becomes a bare CLIP.
+        proposer_config: MAFT: a proposer of transformers instead of its own; without any it becomes a bare CLIP.
     Raises:
         CheckpointError: if `overrides` has an unknown field or contradicts the shapes.
         ValueError: if names are unknown or missing.
     """
     converted = convert_state(state, TABLE_OF[kind])
-    is_full = kind in ("maftplus", "fcclip") or proposer_config is not None
+    has_own_proposer = kind in MAFT_KINDS and proposer_config is None and _any_starts(converted, "proposer.")
+    is_full = kind in ("maftplus", "fcclip") or proposer_config is not None or has_own_proposer
     clip = {name.removeprefix("clip."): tensor for name, tensor in converted.items()}
     shapes, rules = _clip_shapes(clip), _clip_rules(clip, kind)
     if is_full:
         shapes, rules = {"clip_config": shapes}, {"clip_config": rules, **_model_rules(kind, task)}
-        shapes.update(_segmenter_shapes(converted) if proposer_config is None else {})
+        shapes.update(_decoder_shapes(converted, "segmenter.") if kind not in MAFT_KINDS else {})
+    if has_own_proposer:
+        shapes["proposer_config"] = _proposer_shapes(converted)
+        rules["proposer_config"] = _proposer_rules(shapes["proposer_config"])
     overrides = overrides or {}
     if not is_full:
         overrides = overrides.get("clip_config", overrides)  # the full model's file serves its CLIP alone, too
@@ -161,7 +170,7 @@ def main_settings(config: PreTrainedConfig) -> dict[str, Any]:
     return fields
 
 
-def _any_starts(names: list[str], *prefixes: str) -> bool:
+def _any_starts(names: Iterable[str], *prefixes: str) -> bool:
     return any(name.startswith(prefixes) for name in names)
 
 
@@ -245,19 +254,45 @@ def _clip_rules(clip: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
         "text_config": text,
         "vision_config": {"num_attention_heads": max(width // HEAD_WIDTH, 1), "hidden_act": "quick_gelu"},
         "first_masked_layer": min(MAFT_FIRST_MASKED_LAYER, layers - 1),
-        "position_align_corners": kind == "maft",
+        "position_align_corners": kind in MAFT_KINDS,
     }
 
 
-def _segmenter_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    queries = state["segmenter.decoder.queries_features.weight"]
+def _decoder_shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Sizes of the pixel decoder and the masked-attention decoder below `prefix`."""
+    queries = state[f"{prefix}decoder.queries_features.weight"]
     return {
         "num_queries": queries.shape[0],
         "hidden_dim": queries.shape[1],
-        "encoder_layers": _count(state, "segmenter.pixel_decoder.layers."),
-        "encoder_feedforward_dim": state["segmenter.pixel_decoder.layers.0.fc1.weight"].shape[0],
-        "decoder_layers": _count(state, "segmenter.decoder.layers."),
-        "dim_feedforward": state["segmenter.decoder.layers.0.fc1.weight"].shape[0],
+        "encoder_layers": _count(state, f"{prefix}pixel_decoder.layers."),
+        "encoder_feedforward_dim": state[f"{prefix}pixel_decoder.layers.0.fc1.weight"].shape[0],
+        "decoder_layers": _count(state, f"{prefix}decoder.layers."),
+        "dim_feedforward": state[f"{prefix}decoder.layers.0.fc1.weight"].shape[0],
+    }
+
+
+def _proposer_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    stages = [f"proposer.trunk.stages.{index}." for index in range(_count(state, "proposer.trunk.stages."))]
+    narrow, wide = (state[f"{stages[0]}0.layer.{index}.convolution.weight"].shape[0] for index in (1, 2))
+    return {
+        "model_type": MaftPlusProposerConfig.model_type,
+        "stem_size": state["proposer.trunk.stem.2.convolution.weight"].shape[0],
+        "hidden_sizes": [state[f"{stage}0.layer.2.convolution.weight"].shape[0] for stage in stages],
+        "depths": [_count(state, stage) for stage in stages],
+        "bottleneck_reduction": wide // narrow,
+        **_decoder_shapes(state, "proposer."),
+        "interaction_dim": state["proposer.interaction.attn.q_proj.weight"].shape[0],
+        "class_feedforward_dim": state["proposer.decoder.class_embedder.layers.0.weight"].shape[0],
+    }
+
+
+def _proposer_rules(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shapes of MAFT's proposer do not tell."""
+    return {
+        "num_attention_heads": SEGMENTER_HEADS,
+        "num_points": SEGMENTER_POINTS,
+        "interaction_heads": SEGMENTER_HEADS,
+        "last_stage_dilations": [2**index for index in range(shapes["depths"][-1])],
     }
 
 
@@ -266,11 +301,11 @@ def _model_rules(kind: str, task: str | None) -> dict[str, Any]:
     rules: dict[str, Any] = {"num_attention_heads": SEGMENTER_HEADS, "num_points": SEGMENTER_POINTS}
     if kind == "maftplus":
         return {**rules, "cdt_form": task, "cdt_token_order": "released"}
-    rules.update(cdt_form="off", compensation_weight=0.0)
+    off = {"cdt_form": "off", "compensation_weight": 0.0}
     if kind == "fcclip":
-        return {**rules, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "mask_aware_weight": 0.0}
+        return {**rules, **off, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "mask_aware_weight": 0.0}
     return {
-        **rules,
+        **off,
         "clip_image_size": MAFT_IMAGE_SIZE,
         "proposal_align_corners": True,
         "use_proposer_void": False,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig
 
 ROOT = Path(__file__).parent.parent
 # File -> what it may import of ours (without the suffix `_maftplus`). Nothing goes back.
@@ -15,8 +15,9 @@ ARROWS = {
     "layers": set(),
     "clip": {"configuration", "layers"},
     "segmenter": {"configuration", "layers"},
+    "proposer": {"configuration", "segmenter"},
     "loss": set(),
-    "modeling": {"clip", "segmenter", "loss", "configuration"},
+    "modeling": {"clip", "segmenter", "proposer", "loss", "configuration"},
     "postprocessing": set(),
     "image_processing": {"postprocessing"},
     "words": set(),
@@ -52,7 +53,7 @@ def test_training_code_imports_the_package_absolutely():
         assert not relative, path
 
 
-@pytest.mark.parametrize("config", [MaftPlusCLIPConfig, MaftPlusConfig])
+@pytest.mark.parametrize("config", [MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig])
 def test_every_configuration_field_is_read(config):
     paths = [*ROOT.glob("*.py"), *(ROOT / "train").glob("*.py")]
     code = "\n".join(re.sub(r'"""[\s\S]*?"""', "", path.read_text(encoding="utf-8")) for path in paths)
