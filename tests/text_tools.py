@@ -1,9 +1,9 @@
 """CLIP's tokenizer for tests: whole where OpenAI's file is at hand, else the few merges that the tests' words need.
 
 `MAFTPLUS_BPE=bpe_simple_vocab_16e6.txt.gz` (or an installed OpenCLIP, or `python tests/text_tools.py fetch`, which
-takes the file out of OpenCLIP's wheel and lays it into this environment) gives every test the whole vocabulary. The excerpt,
-`clip_merges.txt`, holds a merge a line with its rank; ids are those of the whole vocabulary, for the words that it was
-made for and for no others. It was made, and is made again when tests need more words, by
+takes the file out of OpenCLIP's wheel and lays it into this environment) gives every test the whole vocabulary. The
+excerpt, `clip_merges.txt`, holds a merge a line with its rank; ids are those of the whole vocabulary, for the words that
+it was made for and for no others. It was made, and is made again when tests need more words, by
 `python tests/text_tools.py bpe_simple_vocab_16e6.txt.gz`.
 """
 
@@ -57,8 +57,8 @@ def load_tokenizer(bpe_path: str | Path | None = None, words: Iterable[str] = ()
     if unknown:
         raise UnknownWords(
             f"needs CLIP's whole vocabulary: the excerpt in tests/{EXCERPT.name} was not made for "
-            f"{', '.join(unknown[:8])}{' and others' * (len(unknown) > 8)}. Set MAFTPLUS_BPE to OpenAI's {BPE_FILE}, or run "
-            "`python tests/text_tools.py fetch`."
+            f"{', '.join(unknown[:8])}{' and others' * (len(unknown) > 8)}. Set MAFTPLUS_BPE to OpenAI's {BPE_FILE}, "
+            "or run `python tests/text_tools.py fetch`."
         )
     return tokenizer
 
