@@ -17,6 +17,7 @@ PAPERS = {
     "maftplus": ("MAFT+", "2408.00744", "https://github.com/jiaosiyu1999/MAFT-Plus"),
     "fcclip": ("FC-CLIP", "2308.02487", "https://github.com/bytedance/fc-clip"),
     "maft": ("MAFT", "2310.00240", "https://github.com/jiaosiyu1999/MAFT"),
+    "freeseg": ("FreeSeg, as MAFT starts from it,", "2303.17225", "https://github.com/jiaosiyu1999/MAFT"),
     "open_clip": ("OpenCLIP", "2212.07143", "https://github.com/mlfoundations/open_clip"),
     "openai_clip": ("CLIP", "2103.00020", "https://github.com/openai/CLIP"),
 }
@@ -56,7 +57,7 @@ def model_card(
     The card's text.
 
     Args:
-        kind: "maftplus", "fcclip", "maft", "open_clip" or "openai_clip".
+        kind: "maftplus", "fcclip", "maft", "freeseg", "open_clip" or "openai_clip".
         name: What people call the variant ("MAFT+ base").
         task: "semantic", "panoptic", or None for a bare CLIP.
         source_name: File name of the original checkpoint.

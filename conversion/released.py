@@ -28,7 +28,26 @@ TABLE_OF = {
     "open_clip": "open_clip",
     "openai_clip": "openai_clip",
 }
+TITLES = {
+    "maftplus": "MAFT+",
+    "fcclip": "FC-CLIP",
+    "maft": "MAFT",
+    "freeseg": "FreeSeg",
+    "open_clip": "OpenCLIP",
+    "openai_clip": "CLIP",
+}
 MAFT_KINDS = ("maft", "freeseg")
+# Names of a converted model -> what people call the part; the first that fits counts.
+PARTS = {
+    "proposer.": "mask proposer",
+    "segmenter.": "segmenter",
+    "cdt.": "Content-Dependent Transfer",
+    "vision_model.": "CLIP's vision tower",
+    "visual_projection.": "CLIP's vision tower",
+    "text_model.": "CLIP's text tower",
+    "text_projection.": "CLIP's text tower",
+    "": "single rows and scales",
+}
 TASKS = ("semantic", "panoptic")
 TASK_OF_CLASS_WEIGHTS = {172: "semantic", 134: "panoptic"}  # COCO-Stuff 171 and COCO panoptic 133, void added
 HEAD_WIDTH = 64
@@ -138,18 +157,45 @@ def infer_config(
         fields["proposer_config"] = proposer_config
     config_class = MaftPlusConfig if is_full else MaftPlusCLIPConfig
     _check_fields(overrides, config_class(**_merged(shapes, rules), **_given(proposer_config)))
-    return config_class(**fields)
+    config = config_class(**fields)
+    _check_masked_layer(getattr(config, "clip_config", config))
+    return config
 
 
 def variant_name(config: PreTrainedConfig, kind: str) -> str:
     """What people call it: "MAFT+ base", or the kind and the width of the joint space."""
     clip = getattr(config, "clip_config", config)
-    title = {"maftplus": "MAFT+", "fcclip": "FC-CLIP", "maft": "MAFT", "open_clip": "OpenCLIP", "openai_clip": "CLIP"}
+    title = TITLES[kind]
     vision = clip.vision_config
     sizes = {(128, 640): "base", (192, 768): "large"} if vision.model_type == "convnext" else {}
     sizes.update({(768, 512): "ViT-B", (1024, 768): "ViT-L"} if not sizes else {})
     width = vision.hidden_sizes[0] if vision.model_type == "convnext" else vision.hidden_size
-    return f"{title[kind]} {sizes.get((width, clip.projection_dim), f'of width {width}')}"
+    return f"{title} {sizes.get((width, clip.projection_dim), f'of width {width}')}"
+
+
+def describe(names: Iterable[str], kind: str) -> str:
+    """One sentence: which of the released files these names are, and whether anything in them proposes masks."""
+    has_proposer = _any_starts(names, "sem_seg_head.")
+    return {
+        "maftplus": "MAFT+: CLIP, its frozen teacher, segmenter and Content-Dependent Transfer",
+        "fcclip": "FC-CLIP: CLIP and segmenter",
+        "maft": "MAFT: mask-aware CLIP, its teacher and its own mask proposer"
+        if has_proposer
+        else "MAFT, CLIP only: mask-aware CLIP without a mask proposer",
+        "freeseg": "FreeSeg, which MAFT's training starts from: the untouched CLIP and the mask proposer",
+        "open_clip": "OpenCLIP, CLIP only",
+        "openai_clip": "OpenAI's CLIP, CLIP only",
+    }[kind]
+
+
+def count_parts(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Parameters of each part of a converted model, batch norms' stored statistics included."""
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("model.").removeprefix("clip.")
+        part = next(label for prefix, label in PARTS.items() if name.startswith(prefix))
+        counts[part] = counts.get(part, 0) + tensor.numel()
+    return counts
 
 
 def main_settings(config: PreTrainedConfig) -> dict[str, Any]:
@@ -165,7 +211,8 @@ def main_settings(config: PreTrainedConfig) -> dict[str, Any]:
     fields["text"] = f"width {text.hidden_size}, {text.num_hidden_layers} layers, {text.num_attention_heads} heads"
     if clip is not config:
         names = ("num_queries", "hidden_dim", "encoder_layers", "decoder_layers", "num_attention_heads")
-        fields.update({name: getattr(config, name) for name in names})
+        decoders = config.proposer_config if config.has_own_proposer else config
+        fields.update({name: getattr(decoders, name) for name in names})
         fields.update({name: getattr(config, name) for name in ("cdt_form", "ensemble_alpha", "ensemble_beta")})
     return fields
 
@@ -342,6 +389,15 @@ def _check_fields(overrides: Mapping[str, Any], config: PreTrainedConfig, path: 
             _check_fields(value, getattr(config, name), f"{path}{name}.")
 
 
+def _check_masked_layer(clip_config: MaftPlusCLIPConfig) -> None:
+    layers = getattr(clip_config.vision_config, "num_hidden_layers", None)  # a ConvNeXt has none
+    if layers is not None and clip_config.first_masked_layer >= layers:
+        raise CheckpointError(
+            f"`first_masked_layer` ({clip_config.first_masked_layer}) must be below the tower's {layers} layers, or "
+            "masks have no effect."
+        )
+
+
 def _check_cdt_form(inferred: str, given: str, task: str | None) -> None:
     """CDT cannot be added or taken away, and its form is the task's."""
     if "off" in (inferred, given):
@@ -352,4 +408,15 @@ def _check_cdt_form(inferred: str, given: str, task: str | None) -> None:
     )
 
 
-__all__ = ["TABLE_OF", "TASKS", "detect_kind", "infer_config", "infer_task", "main_settings", "variant_name"]
+__all__ = [
+    "MAFT_KINDS",
+    "TABLE_OF",
+    "TASKS",
+    "count_parts",
+    "describe",
+    "detect_kind",
+    "infer_config",
+    "infer_task",
+    "main_settings",
+    "variant_name",
+]

@@ -2,8 +2,8 @@
 
 `MAFTPLUS_BPE=bpe_simple_vocab_16e6.txt.gz` (or an installed OpenCLIP, or `python tests/text_tools.py fetch`, which
 takes the file out of OpenCLIP's wheel and lays it into this environment) gives every test the whole vocabulary. The
-excerpt, `clip_merges.txt`, holds a merge a line with its rank; ids are those of the whole vocabulary, for the words that
-it was made for and for no others. It was made, and is made again when tests need more words, by
+excerpt, `clip_merges.txt`, holds a merge a line with its rank; ids are those of the whole vocabulary, for the words
+that it was made for and no others. It was made, and is made again when tests need more words, by
 `python tests/text_tools.py bpe_simple_vocab_16e6.txt.gz`.
 """
 
