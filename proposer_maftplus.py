@@ -31,7 +31,7 @@ NUM_COLOURS = 3
 
 class MaftPlusProposer(nn.Module):
     """
-    Masks that depend on the words: `encode` needs the picture alone, `forward` what it gave and the words.
+    Masks that depend on the words: `encode` needs the picture alone, `forward` what that gave and the words.
 
     MAFT keeps it frozen, in evaluation mode. The dropout of its own training (0.1 in pixel decoder and interaction) is
     left out; nothing else differs between its training and its use.
@@ -41,7 +41,12 @@ class MaftPlusProposer(nn.Module):
         super().__init__()
         self.trunk = MaftPlusTrunk(config)
         self.pixel_decoder = MaftPlusPixelDecoder(config, config.hidden_sizes)
-        self.interaction = MaftPlusTextInteraction(config, text_dim)
+        self.map_norm = nn.LayerNorm(config.hidden_dim)
+        self.text_norm = nn.LayerNorm(text_dim)
+        self.text_attn = MaftPlusAttention(
+            config.hidden_dim, config.interaction_heads, text_dim, config.interaction_dim
+        )
+        self.layer_scale = nn.Parameter(torch.ones(config.hidden_dim))
         self.decoder = MaftPlusTextMaskDecoder(config, len(config.hidden_sizes) - 1, text_dim)
         init_proposer_weights(self)
 
@@ -76,9 +81,25 @@ class MaftPlusProposer(nn.Module):
             Masks and class embeddings; maps and levels as the interaction left them. FreeSeg classifies the class
             embeddings by 100 times their cosine with the words; MAFT does not read them.
         """
-        *levels, mask_features = self.interaction([*levels, mask_features], text_embeds)
+        *levels, mask_features = self._look_at_words([*levels, mask_features], text_embeds)
         predictions = self.decoder(mask_features, levels, output_auxiliary_logits)
         return MaftPlusSegmenterOutput.of_predictions(predictions, mask_features, tuple(levels))
+
+    def _look_at_words(self, feature_maps: Sequence[Tensor], text_embeds: Tensor) -> list[Tensor]:
+        """
+        Every pixel attends to the class embeddings: maps (B, C, h_i, w_i) and text (P+1, D) -> maps of these shapes.
+
+        As released: text is normed once more for every map, so the last map sees it normed n times, and what was
+        attended to is added to the normed map, not to the map (`reference_maft_proposer.py` has the numbers).
+        """
+        text = text_embeds.expand(feature_maps[0].shape[0], -1, -1)
+        refined = []
+        for feature_map in feature_maps:
+            text = self.text_norm(text)  # (B, P+1, D)
+            tokens = self.map_norm(feature_map.flatten(2).transpose(1, 2))  # (B, h_i * w_i, C)
+            tokens = tokens + self.layer_scale * self.text_attn(tokens, text, text)
+            refined.append(tokens.transpose(1, 2).unflatten(2, feature_map.shape[-2:]))
+        return refined
 
 
 class MaftPlusTrunk(nn.Module):
@@ -133,33 +154,6 @@ class MaftPlusFrozenNorm(nn.Module):
         )
 
 
-class MaftPlusTextInteraction(nn.Module):
-    """
-    Every pixel of every map looks at the class embeddings (arXiv 2303.17225).
-
-    The released code norms the embeddings once more for every map, so the last map sees them normed n times, and
-    what it adds the attended to is the normed map, not the map (tested against the recorded numbers).
-    """
-
-    def __init__(self, config: MaftPlusProposerConfig, text_dim: int):
-        super().__init__()
-        self.map_norm = nn.LayerNorm(config.hidden_dim)
-        self.text_norm = nn.LayerNorm(text_dim)
-        self.attn = MaftPlusAttention(config.hidden_dim, config.interaction_heads, text_dim, config.interaction_dim)
-        self.layer_scale = nn.Parameter(torch.ones(config.hidden_dim))
-
-    def forward(self, feature_maps: Sequence[Tensor], text_embeds: Tensor) -> list[Tensor]:
-        """Maps (B, C, h_i, w_i) and text (P+1, D) -> maps of the same shapes."""
-        text = text_embeds.expand(feature_maps[0].shape[0], -1, -1)
-        refined = []
-        for feature_map in feature_maps:
-            text = self.text_norm(text)  # (B, P+1, D)
-            tokens = self.map_norm(feature_map.flatten(2).transpose(1, 2))  # (B, h_i * w_i, C)
-            tokens = tokens + self.layer_scale * self.attn(tokens, text, text)
-            refined.append(tokens.transpose(1, 2).unflatten(2, feature_map.shape[-2:]))
-        return refined
-
-
 class MaftPlusTextMaskDecoder(MaftPlusMaskDecoder):
     """The segmenter's decoder with a class head that reads the queries alone, not what lies under their masks."""
 
@@ -186,7 +180,7 @@ def init_proposer_weights(module: nn.Module) -> None:
     if not isinstance(module, MaftPlusProposer):
         return
     init_decoder_weights(module)
-    init.ones_(module.interaction.layer_scale)
+    init.ones_(module.layer_scale)
     for part in module.modules():
         if isinstance(part, MaftPlusFrozenNorm):
             for ones, zeros in ((part.weight, part.bias), (part.running_var, part.running_mean)):

@@ -328,7 +328,7 @@ def _proposer_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "depths": [_count(state, stage) for stage in stages],
         "bottleneck_reduction": wide // narrow,
         **_decoder_shapes(state, "proposer."),
-        "interaction_dim": state["proposer.interaction.attn.q_proj.weight"].shape[0],
+        "interaction_dim": state["proposer.text_attn.q_proj.weight"].shape[0],
         "class_feedforward_dim": state["proposer.decoder.class_embedder.layers.0.weight"].shape[0],
     }
 
@@ -390,8 +390,10 @@ def _check_fields(overrides: Mapping[str, Any], config: PreTrainedConfig, path: 
 
 
 def _check_masked_layer(clip_config: MaftPlusCLIPConfig) -> None:
-    layers = getattr(clip_config.vision_config, "num_hidden_layers", None)  # a ConvNeXt has none
-    if layers is not None and clip_config.first_masked_layer >= layers:
+    if clip_config.takes_masks_by_pooling:
+        return
+    layers = clip_config.vision_config.num_hidden_layers
+    if clip_config.first_masked_layer >= layers:
         raise CheckpointError(
             f"`first_masked_layer` ({clip_config.first_masked_layer}) must be below the tower's {layers} layers, or "
             "masks have no effect."

@@ -282,7 +282,7 @@ INTERACTION = Group(
         Rule("gamma", "layer_scale"),
         Rule("layer_norm_q_1.{p}", "map_norm.{p}"),
         Rule("layer_norm_k_1.{p}", "text_norm.{p}"),
-        *(Rule(f"attn.{part}_proj.{{p}}", f"attn.{part}_proj.{{p}}") for part in ("q", "k", "v", "out")),
+        *(Rule(f"attn.{part}_proj.{{p}}", f"text_attn.{part}_proj.{{p}}") for part in ("q", "k", "v", "out")),
     ),
 )
 OWN_PROPOSER = Group(
@@ -292,7 +292,7 @@ OWN_PROPOSER = Group(
         for group in (
             RESNET.moved("backbone.", "proposer.trunk."),
             PIXEL_DECODER.moved("sem_seg_head.pixel_decoder.", "proposer.pixel_decoder."),
-            INTERACTION.moved("sem_seg_head.interaction.", "proposer.interaction."),
+            INTERACTION.moved("sem_seg_head.interaction.", "proposer."),
             DECODER_LAYERS.moved("sem_seg_head.predictor.", "proposer.decoder."),
         )
         for rule in group.rules

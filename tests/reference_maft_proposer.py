@@ -105,7 +105,7 @@ def _proposer_values(model, inputs, text_embeds: torch.Tensor) -> dict[str, tupl
     proposer, rows = model.model.proposer, []
     pixels = model.model._proposer_pixels(inputs["pixel_values"], inputs["pixel_mask"])
     mask_features, levels = proposer.encode(pixels)
-    handle = proposer.interaction.text_norm.register_forward_hook(lambda _, __, output: rows.append(output[0]))
+    handle = proposer.text_norm.register_forward_hook(lambda _, __, output: rows.append(output[0]))
     found = proposer(mask_features, levels, text_embeds, output_auxiliary_logits=True)
     handle.remove()
     trunk = {"mid/stem": proposer.trunk.stem(pixels)}
