@@ -517,8 +517,10 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             stuff (`list[str]`): The classes that are stuff, by their first synonym or as they stand in `names`.
 
         Raises:
-            ValueError: for a stuff label that is not among the names, or names the processor refuses.
+            ValueError: for a stuff label that is not among the names, names the processor refuses, or a processor
+                whose tokenizer is another model's.
         """
+        processor.check_text_tower(self.config.clip_config.text_config)
         synonyms = processor.split_labels(names)
         stuff_ids = processor.label_ids(synonyms, stuff)
         vocabulary = self.encode_vocabulary(**processor(text=names, return_tensors="pt"))

@@ -7,8 +7,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from maftplus.pictures.results import check_replaceable, is_result, result_paths
-
-URL_STARTS = ("http://", "https://")
+from maftplus.reading_maftplus import is_url
 
 
 class Job(NamedTuple):
@@ -43,7 +42,7 @@ def check_results(jobs: list[Job], overwrite: bool = False) -> None:
         ValueError: if a file stands there that we did not write, unless `overwrite`; if it is one of the pictures,
             whatever `overwrite` says.
     """
-    sources = {Path(job.path).resolve() for job in jobs if not _is_url(job.path)}
+    sources = {Path(job.path).resolve() for job in jobs if not is_url(job.path)}
     for job in jobs:
         for path in result_paths(job.stem).values():
             if path.resolve() in sources:
@@ -54,7 +53,7 @@ def check_results(jobs: list[Job], overwrite: bool = False) -> None:
 
 def name_pictures(given: str, out: Path) -> list[tuple[str, Path]]:
     """The pictures that an argument stands for, each with the name of its results. Raises as `plan_jobs`."""
-    if _is_url(given):
+    if is_url(given):
         return [(given, Path(Path(urlsplit(given).path).stem or "picture"))]
     if not Path(given).is_dir():
         return [(given, Path(Path(given).stem))]
@@ -77,7 +76,3 @@ def list_pictures(folder: Path, out: Path) -> list[Path]:
     if folder.resolve() in results.parents:
         shown = (path for path in shown if results not in path.resolve().parents)
     return sorted(path for path in shown if not is_result(path))
-
-
-def _is_url(given: str) -> bool:
-    return given.lower().startswith(URL_STARTS)

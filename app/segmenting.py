@@ -11,7 +11,8 @@ from maftplus.app.jobs import Job
 from maftplus.app.tables import print_table, with_progress
 from maftplus.pictures.results import write_results
 from maftplus.pictures.segments import segments_from_pipeline
-from maftplus.processing_maftplus import MaftPlusSegmentationPipeline, open_picture
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
+from maftplus.reading_maftplus import read_picture
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +62,7 @@ class Segmenter:
 
     def _read(self, job: Job) -> Image.Image | None:
         try:
-            return open_picture(job.path, timeout=URL_TIMEOUT)
+            return read_picture(job.path, timeout=URL_TIMEOUT)
         except Exception as error:  # decoders raise whatever they like, MemoryError for a damaged header included
             _tell(job, error)
             return None

@@ -69,7 +69,7 @@ def _read_options(
     labels: list[str] | None, stuff: list[str] | None, task: Task, threshold: float | None
 ) -> dict[str, Any]:
     """The pipeline's arguments. Bad words, and thresholds that the task does not read, raise ValueError here."""
-    from maftplus.processing_maftplus import check_thresholds
+    from maftplus.pipeline_maftplus import check_thresholds
     from maftplus.words_maftplus import find_label_ids, parse_classes
 
     options = {"candidate_labels": labels or None, "stuff_labels": stuff or None, "subtask": task.value}

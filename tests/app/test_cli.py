@@ -223,11 +223,11 @@ def test_a_missing_picture_is_said_to_be_missing(folder, tmp_path):
 def test_a_picture_may_be_given_by_its_url(folder, picture, tmp_path, monkeypatch):
     asked = []
 
-    def fetch(url, timeout=None):
+    def fetch(url, timeout, max_bytes):
         asked.append(url)
-        return Image.open(picture)
+        return picture.read_bytes()
 
-    monkeypatch.setattr("maftplus.processing_maftplus.load_image", fetch)
+    monkeypatch.setattr("maftplus.reading_maftplus.fetch_bytes", fetch)
     url, out = "https://example.org/pictures/cat.jpg?size=2", tmp_path / "out"
     result = run(url, "--labels", "cat", "--model", folder, "--out", out)
     assert result.exit_code == 0, result.output
@@ -345,7 +345,7 @@ def test_whatever_a_decoder_raises_the_rest_go_on(folder, picture, tmp_path, mon
             raise error
         return Image.open(path).convert("RGB")
 
-    monkeypatch.setattr("maftplus.app.segmenting.open_picture", read)
+    monkeypatch.setattr("maftplus.app.segmenting.read_picture", read)
     result = run(picture.parent, "--labels", "cat", "--model", folder, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert f"one.png: {type(error).__name__}" in result.output.replace("\n", "")

@@ -13,9 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conversion_tools import FIXTURES, full_size_state, run_cli, written
+from conversion_tools import FIXTURES, full_size_state, open_clip_state, run_cli, tiny_overrides, tiny_state, written
 from reference_text import token_ids
-from reference_tools import original_state
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -45,24 +44,6 @@ FULL_SIZE = {
     "open_clip_convnext_large_d_320": ("open_clip", None),
 }
 GOLDENS = {"tiny_a_semantic": "semantic", "tiny_b_panoptic": "panoptic"}
-
-
-def tiny_state(golden: str = "tiny_a_semantic") -> dict[str, torch.Tensor]:
-    shapes = json.loads((TINY / f"{golden}_keys.json").read_text())
-    return original_state({name: shape for name, (shape, _) in shapes.items()})
-
-
-def tiny_overrides(golden: str = "tiny_a_semantic") -> dict:
-    """The recorded models' numbers of heads, which break the released rule."""
-    settings = json.loads((TINY / f"{golden}_config.json").read_text())
-    text = {"num_attention_heads": settings["text_heads"]}
-    return {"num_attention_heads": settings["nheads"], "clip_config": {"text_config": text}}
-
-
-def open_clip_state() -> dict[str, torch.Tensor]:
-    """A tiny OpenCLIP ConvNeXt: the student of a tiny MAFT+."""
-    prefix = "backbone.clip_model."
-    return {name.removeprefix(prefix): value for name, value in tiny_state().items() if name.startswith(prefix)}
 
 
 # Names and shapes
