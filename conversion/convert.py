@@ -330,7 +330,8 @@ def build_processor(
         raise CheckpointError(str(error)) from error
     if conversion.kind == "fcclip" and training_classes is None:
         logger.warning("Without `training_classes` FC-CLIP's ensemble takes every class for unseen (weight 0.8).")
-    return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes)
+    splits = conversion.kind not in MAFT_KINDS
+    return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes, do_split_synonyms=splits)
 
 
 def _convert(state: dict[str, Tensor], kind: str, config: PreTrainedConfig) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import re
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedConfig
 
+from maftplus.conversion.released import MAFT_KINDS
+
 PUBLISHED_MIOU = {  # mIoU on A-847, A-150, PC-459, PC-59, PAS-20, as the papers and the released tables give it
     "MAFT ViT-B": (10.25, 29.14, 12.85, 53.33, 90.44),
     "MAFT ViT-L": (12.12, 32.05, 15.68, 58.01, 92.14),
@@ -42,7 +44,11 @@ segmenter = pipeline("image-segmentation", model="PATH", trust_remote_code=True)
 labels = ["person, man, woman", "dog", "grass"]
 segmenter("picture.jpg", candidate_labels=labels, stuff_labels=["grass"], subtask="SUBTASK")
 ```
-A class is a string with synonyms separated by commas; a mask's score for a class is the best over its synonyms."""
+SYNONYMS"""
+SYNONYMS = (
+    "A class is a string with synonyms separated by commas; a mask's score for a class is the best over its synonyms."
+)
+WHOLE_NAMES = "A class is a string, commas included, as in the released code; a class with synonyms is a list of them."
 
 EMBED = """```python
 from transformers import AutoModel
@@ -67,7 +73,8 @@ def model_card(
     """
     is_full = hasattr(config, "clip_config")
     paper, arxiv, repository = PAPERS[kind]
-    usage = (SEGMENT if is_full else EMBED).replace("PATH", "path/or/hub-name").replace("SUBTASK", task or "semantic")
+    usage = SEGMENT.replace("SYNONYMS", WHOLE_NAMES if kind in MAFT_KINDS else SYNONYMS) if is_full else EMBED
+    usage = usage.replace("PATH", "path/or/hub-name").replace("SUBTASK", task or "semantic")
     title = f"{name}, {task}" if is_full else f"{name}: CLIP that takes masks"
     sections = [
         f"---\n{_metadata(kind, name, config)}\n---",

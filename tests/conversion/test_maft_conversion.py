@@ -162,7 +162,7 @@ from transformers import AutoModelForUniversalSegmentation, pipeline
 folder, picture, out = json.loads(sys.argv[1])
 segmenter = pipeline("image-segmentation", model=folder, trust_remote_code=True)
 found = {}
-for words in (["train", "dog"], ["sea", "cat"]):
+for words in (["train", "sky, clouds"], ["sea", "cat"]):
     for subtask in ("semantic", "instance"):
         segments = segmenter(picture, candidate_labels=words, subtask=subtask)
         found[f"{words[0]} {subtask}"] = [
@@ -188,7 +188,7 @@ def test_a_converted_maft_segments_by_pipeline_in_a_fresh_process(maft_folder, t
     assert run.returncode == 0, run.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["train semantic"]
-    assert {label for label, _, _ in found["train semantic"]} <= {"train", "dog"}
+    assert {label for label, _, _ in found["train semantic"]} <= {"train", "sky, clouds"}
     assert {label for label, _, _ in found["sea instance"]} <= {"sea", "cat"}
 
 
@@ -213,6 +213,14 @@ def test_a_converted_maft_segments_by_the_command_and_scores_are_the_networks(ma
     assert segments
     assert max(segment["score"] for segment in segments) <= scores + 1e-5
     assert (masks[0] - masks[1]).abs().max() > 1e-2  # the words steer the masks
+
+
+def test_a_converted_maft_does_not_split_names_at_commas(maft_folder):
+    processor = MaftPlusProcessor.from_pretrained(maft_folder)
+    assert not processor.do_split_synonyms
+    assert processor.split_labels(["sky, clouds", "dog"]) == [["sky, clouds"], ["dog"]]
+    assert processor.label_ids([["sky, clouds"], ["dog"]], ["sky, clouds"]) == [0]
+    assert processor(text=["sky, clouds"])["prompt_synonym_ids"] == [0] * 14
 
 
 def test_a_converted_maft_gives_the_recorded_maps(maft_folder):
