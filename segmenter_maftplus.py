@@ -375,20 +375,15 @@ class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
 
 
 class MaftPlusAttention(nn.Module):
-    """
-    Multi-head attention with queries, keys and values given apart; fused (scaled dot product).
+    """Multi-head attention with queries, keys and values given apart; fused (scaled dot product)."""
 
-    Keys and values may be of another width (`key_dim`), and the heads together of a third (`inner_dim`).
-    """
-
-    def __init__(self, hidden_dim: int, num_heads: int, key_dim: int | None = None, inner_dim: int | None = None):
+    def __init__(self, hidden_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        key_dim, inner_dim = key_dim or hidden_dim, inner_dim or hidden_dim
-        self.q_proj = MaftPlusLinear(hidden_dim, inner_dim)
-        self.k_proj = MaftPlusLinear(key_dim, inner_dim)
-        self.v_proj = MaftPlusLinear(key_dim, inner_dim)
-        self.out_proj = MaftPlusLinear(inner_dim, hidden_dim)
+        self.q_proj = MaftPlusLinear(hidden_dim, hidden_dim)
+        self.k_proj = MaftPlusLinear(hidden_dim, hidden_dim)
+        self.v_proj = MaftPlusLinear(hidden_dim, hidden_dim)
+        self.out_proj = MaftPlusLinear(hidden_dim, hidden_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """

@@ -6,6 +6,7 @@ from tiny_tools import tiny_config
 from torch.testing import assert_close
 from transformers import AutoModelForUniversalSegmentation, CLIPVisionConfig
 
+from maftplus import proposer_maftplus
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.proposer_maftplus import MaftPlusFrozenNorm, MaftPlusProposer, MaftPlusTrunk
@@ -114,6 +115,20 @@ def test_text_is_normed_once_more_for_every_map_and_the_residual_starts_from_the
     for before, after in zip(maps, refined):
         normed = model.map_norm(before.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, before.shape[-2:])
         assert_close(after, normed)
+
+
+def test_attention_to_words_is_multi_head_attention_whatever_is_folded_where(monkeypatch):
+    attention = proposer().text_attn
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+        projection.bias.uniform_(-1, 1)
+    tokens, text = torch.randn(2, 50, 32), torch.randn(2, 4, TEXT_DIM)
+    projected = (attention.q_proj(tokens), attention.k_proj(text), attention.v_proj(text))
+    heads = [part.unflatten(-1, (3, -1)).transpose(1, 2) for part in projected]
+    attended = torch.nn.functional.scaled_dot_product_attention(*heads)
+    expected = attention.out_proj(attended.transpose(1, 2).flatten(2))
+    assert_close(attention(tokens, text), expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(proposer_maftplus, "SCORES_AT_ONCE", 12 * 7)  # seven pixels at once
+    assert_close(attention(tokens, text), expected, atol=1e-5, rtol=1e-5)
 
 
 # Decoder
