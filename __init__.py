@@ -14,12 +14,8 @@ if TYPE_CHECKING:
     from .clip_maftplus import MaftPlusCLIPModel
     from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
     from .image_processing_maftplus import MaftPlusImageProcessor, MaftPlusImageProcessorPil
-    from .modeling_maftplus import (
-        MaftPlusForUniversalSegmentation,
-        MaftPlusForUniversalSegmentationOutput,
-        MaftPlusModel,
-        MaftPlusModelOutput,
-    )
+    from .modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
+    from .outputs_maftplus import MaftPlusForUniversalSegmentationOutput, MaftPlusModelOutput, MaftPlusPicture
     from .processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
     from .vocabularies.files import load_labels
 
@@ -35,6 +31,7 @@ __all__ = [
     "MaftPlusImageProcessorPil",
     "MaftPlusModel",
     "MaftPlusModelOutput",
+    "MaftPlusPicture",
     "MaftPlusProcessor",
     "MaftPlusSegmentationPipeline",
     "load_labels",
@@ -46,11 +43,12 @@ _MODULE_OF = {
     "MaftPlusCLIPModel": "clip_maftplus",
     "MaftPlusConfig": "configuration_maftplus",
     "MaftPlusForUniversalSegmentation": "modeling_maftplus",
-    "MaftPlusForUniversalSegmentationOutput": "modeling_maftplus",
+    "MaftPlusForUniversalSegmentationOutput": "outputs_maftplus",
     "MaftPlusImageProcessor": "image_processing_maftplus",
     "MaftPlusImageProcessorPil": "image_processing_maftplus",
     "MaftPlusModel": "modeling_maftplus",
-    "MaftPlusModelOutput": "modeling_maftplus",
+    "MaftPlusModelOutput": "outputs_maftplus",
+    "MaftPlusPicture": "outputs_maftplus",
     "MaftPlusProcessor": "processing_maftplus",
     "MaftPlusSegmentationPipeline": "processing_maftplus",
     "load_labels": "vocabularies.files",

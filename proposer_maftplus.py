@@ -16,9 +16,9 @@ from transformers import initialization as init
 from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer, ResNetShortCut
 
 from .configuration_maftplus import MaftPlusProposerConfig
+from .layers_maftplus import MaftPlusMLP, to_tokens
 from .segmenter_maftplus import (
     MaftPlusMaskDecoder,
-    MaftPlusMLP,
     MaftPlusPixelDecoder,
     MaftPlusSegmenterOutput,
     init_decoder_weights,
@@ -94,7 +94,7 @@ class MaftPlusProposer(nn.Module):
         refined = []
         for feature_map in feature_maps:
             text = self.text_norm(text)  # (B, P+1, D)
-            tokens = self.map_norm(feature_map.flatten(2).transpose(1, 2))  # (B, h_i * w_i, C)
+            tokens = self.map_norm(to_tokens(feature_map))  # (B, h_i * w_i, C)
             tokens = tokens + self.layer_scale * self.text_attn(tokens, text)
             refined.append(tokens.transpose(1, 2).unflatten(2, feature_map.shape[-2:]))
         return refined

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from reference_tools import Comparison, compare, compare_equal, load_arrays, original_state
 
-from maftplus.clip_maftplus import VISIBLE_FROM, MaftPlusCLIPModel
+from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
 from maftplus.conversion.rename import convert_state
+from maftplus.towers_maftplus import VISIBLE_FROM
 
 TOLERANCE = 1e-4  # of a tensor's largest value
 TIE = 1e-6  # a patch this near to the threshold may fall on either side; so may everything that its mask's token saw
@@ -102,10 +103,13 @@ def _tokens_by_block(model: MaftPlusCLIPModel, pixels: torch.Tensor, masks: torc
     def record(_module, _inputs, output):
         recorded.append(torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output)
 
-    handles = [layer.register_forward_hook(record) for layer in model.vision_model.encoder.layers]
+    tower = model.vision_model
+    handles = [layer.register_forward_hook(record) for layer in tower.encoder.layers]
     vision = model.encode_image(pixels)
-    visible = model._visible_patches(masks, vision.grid_size)
-    model._run_masked_layers(vision, visible, update_last=True)
+    visible = tower.visible_patches(masks, vision.grid_size)
+    class_states, patches = vision.dense_features[:, :1], vision.dense_features[:, 1:]
+    for layer in tower.encoder.layers[tower.first_masked_layer :]:
+        patches, class_states = layer(patches, None, class_states, visible)
     for handle in handles:
         handle.remove()
     return recorded
@@ -132,7 +136,7 @@ def _without_ties(tied: torch.Tensor, first_masked: int, name: str, value: torch
 
 def _exact(model: MaftPlusCLIPModel, arrays: dict, is_tie: torch.Tensor) -> list[Comparison]:
     pixels, masks = torch.from_numpy(arrays["in/pixels"]), torch.from_numpy(arrays["in/masks"])
-    visible = model._visible_patches(masks, model.encode_image(pixels).grid_size)[:, 0, :, :-1]
+    visible = model.vision_model.visible_patches(masks, model.encode_image(pixels).grid_size)[:, 0, :, :-1]
     recorded = torch.from_numpy(arrays["mid/mask_attendable"]).reshape(visible.shape)
     differing = (visible != recorded) & ~is_tie
     found = [

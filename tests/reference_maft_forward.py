@@ -108,7 +108,7 @@ def _check_features(model, inputs, outputs, arrays: dict) -> list[Comparison]:
     """The masks' embeddings, and how far they lie from those of a tower without masked layers."""
     clip = model.model.clip
     with torch.no_grad():
-        vision = clip.encode_image(model.model._clip_pixels(inputs["pixel_values"]))
+        vision = clip.encode_image(model.model.clip_pixel_values(inputs["pixel_values"]))
         patches = clip.embed_dense(vision).flatten(2).transpose(1, 2)  # (B, N, D)
         plain = torch.cat([clip.embed_image(vision)[:, None], patches], dim=1)[:, : outputs.mask_embeds.shape[1]]
     features = [name for name in ("mid/ipclip_features", "mid/mask_features") if name in arrays]

@@ -137,7 +137,11 @@ def _predictions(found) -> dict[str, torch.Tensor]:
 def _classified(model, inputs, outputs) -> dict[str, tuple]:
     """What CLIP makes of the masks."""
     return {
-        "mid/clip_input_every16": (model.model._clip_pixels(inputs["pixel_values"])[..., ::16, ::16], TRUNK, False),
+        "mid/clip_input_every16": (
+            model.model.clip_pixel_values(inputs["pixel_values"])[..., ::16, ::16],
+            TRUNK,
+            False,
+        ),
         "mid/ipclip_mask_features": (outputs.mask_embeds, RELATIVE, True),
         "mid/clip_cls_logits": (outputs.out_vocab_logits, RELATIVE, True),
     }

@@ -8,8 +8,9 @@ from reference_maft import check_ip_clip
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel
 
-from maftplus.clip_maftplus import MaftPlusCLIPModel, MaftPlusConvNextLayer, MaftPlusVisionLayer
+from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+from maftplus.towers_maftplus import MaftPlusConvNextLayer, MaftPlusVisionLayer
 
 GOLDEN = Path(__file__).parent / "fixtures" / "maft_v1" / "ip_clip.npz"
 PATCH, LAYERS, FIRST_MASKED = 8, 4, 2
@@ -260,6 +261,22 @@ def test_dense_tokens_are_pixels_or_runs_of_consecutive_numbers():
 
 
 # Masks, both towers
+
+
+@TOWERS
+def test_mask_logits_mean_the_same_to_both_towers(build):
+    """A mask that fills its cells of the grid, as logits and as bool."""
+    model = build()
+    vision = model.encode_image(pixels(2, 64, 96))
+    masks = random_masks(5, 2, *vision.grid_size)
+    assert_close(model.embed_mask_logits(vision, masks.float() * 8 - 4), model.embed_masks(vision, masks))
+
+
+def test_values_of_masks_are_not_read_where_there_are_none():
+    for build in (vit, convnext):
+        features = build().to("meta").get_mask_features(pixels().to("meta"), torch.zeros(2, 3, 8, 8, device="meta"))
+        assert features.is_meta
+        assert features.shape == (2, 3, 12)
 
 
 @TOWERS
