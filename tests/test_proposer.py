@@ -222,6 +222,43 @@ def test_the_model_runs_in_half_precision():
     assert half.class_queries_logits.isfinite().all()
 
 
+def test_a_picture_is_read_once_for_any_words():
+    model = maft()
+    calls = []
+    model.model.proposer.trunk.register_forward_hook(lambda *_: calls.append("trunk"))
+    with torch.no_grad():
+        picture = model.encode_picture(pictures())
+        outputs = [model.classify(picture, **words(seed=seed)) for seed in (0, 1)]
+        assert calls == ["trunk"]
+        for seed, output in enumerate(outputs):
+            whole = model(pictures(), **words(seed=seed))
+            assert_close(output.class_queries_logits, whole.class_queries_logits)
+            assert_close(output.masks_queries_logits, whole.masks_queries_logits)
+    assert picture.masks_queries_logits is None
+    assert not torch.allclose(outputs[0].masks_queries_logits, outputs[1].masks_queries_logits, atol=1e-3)
+
+
+def test_the_model_runs_on_the_meta_device():
+    with torch.device("meta"):
+        model = maft()
+        text = {"text_embeds": torch.zeros(3, TEXT_DIM), "text_class_ids": torch.zeros(3, dtype=torch.long)}
+        outputs = model(torch.zeros(1, 3, 64, 96), **text, seen_classes=torch.zeros(3, dtype=torch.bool))
+    assert outputs.class_queries_logits.shape == (1, 6, 4)
+
+
+def test_the_picture_is_normalised_for_the_proposer_and_its_padding_is_zero_there():
+    model = maft(proposer_image_mean=[0.5] * 3, proposer_image_std=[0.25] * 3).model
+    seen = []
+    model.proposer.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    config, raw = model.config, torch.rand(1, 3, 64, 96)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.image_mean, config.image_std))
+    mask = torch.ones(1, 64, 96, dtype=torch.long)
+    mask[:, 50:] = 0
+    with torch.no_grad():
+        model.encode_picture((raw - mean) / std * mask[:, None], mask)
+    assert_close(seen[0], (raw - 0.5) / 0.25 * mask[:, None], atol=1e-5, rtol=1e-5)
+
+
 def test_given_masks_replace_the_proposers():
     with torch.no_grad():
         outputs = maft()(pictures(), **words(), proposal_logits=torch.randn(1, 2, 16, 24))
