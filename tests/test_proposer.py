@@ -10,6 +10,7 @@ from maftplus import proposer_maftplus
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.proposer_maftplus import MaftPlusFrozenNorm, MaftPlusProposer, MaftPlusTrunk
+from maftplus.train.trainer import freeze_all_but_trainable
 
 TEXT_DIM = 16
 SIZES = {
@@ -263,3 +264,12 @@ def test_given_masks_replace_the_proposers():
     with torch.no_grad():
         outputs = maft()(pictures(), **words(), proposal_logits=torch.randn(1, 2, 16, 24))
     assert outputs.class_queries_logits.shape == (1, 2, 4)
+
+
+def test_mafts_training_leaves_the_proposer_alone_and_trains_attention_and_norms_of_the_vision_tower():
+    model = maft(distillation_weight=0.1, compensation_weight=0.0)
+    freeze_all_but_trainable(model)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all(name.startswith("model.clip.vision_model.") for name in names)
+    assert all("self_attn" in name or "norm" in name for name in names)
