@@ -51,6 +51,7 @@ _MODULE_OF = {
     "MaftPlusModelOutput": "outputs_maftplus",
     "MaftPlusPicture": "outputs_maftplus",
     "MaftPlusProcessor": "processing_maftplus",
+    "MaftPlusProposerConfig": "configuration_maftplus",
     "MaftPlusSegmentationPipeline": "processing_maftplus",
     "load_labels": "vocabularies.files",
 }

@@ -95,7 +95,7 @@ class MaftPlusProposerConfig(PreTrainedConfig):
         hidden_sizes, depths (`list[int]`): Channels and bottleneck blocks of the four stages, fine to coarse.
         bottleneck_reduction (`int`, defaults to 4): A block's outer width over its inner one.
         last_stage_dilations (`list[int]`): Dilation of the 3 x 3 convolution in each block of the last stage.
-        num_queries, hidden_dim, num_attention_heads, num_points, encoder_layers, encoder_feedforward_dim,
+        hidden_dim, num_attention_heads, encoder_layers, encoder_feedforward_dim, num_points, num_queries,
         decoder_layers, dim_feedforward (`int`): As in `MaftPlusConfig`; the released decoder has 10 layers.
         interaction_dim, interaction_heads (`int`, default to 2048 and 8): Text interaction: inner width and heads.
         class_feedforward_dim (`int`, defaults to 1024): Inner width of the head of the class embeddings.
@@ -111,16 +111,16 @@ class MaftPlusProposerConfig(PreTrainedConfig):
     depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
     bottleneck_reduction: int = 4
     last_stage_dilations: list[int] | tuple[int, ...] = (1, 2, 4)
-    num_queries: int = 100
     hidden_dim: int = 256
     num_attention_heads: int = 8
-    num_points: int = 4
     encoder_layers: int = 6
     encoder_feedforward_dim: int = 1024
-    decoder_layers: int = 10
-    dim_feedforward: int = 2048
+    num_points: int = 4
     interaction_dim: int = 2048
     interaction_heads: int = 8
+    num_queries: int = 100
+    decoder_layers: int = 10
+    dim_feedforward: int = 2048
     class_feedforward_dim: int = 1024
 
     def __post_init__(self, **kwargs: Any):
