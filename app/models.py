@@ -1,4 +1,7 @@
-"""Loading a model for the command: a folder or a name on the Hub, and in one line what is wrong with it."""
+"""Loading a model for the command: a folder, a name that `maftplus get` knows, or one on the Hub.
+
+What is wrong with it is said in one line.
+"""
 
 import json
 from pathlib import Path
@@ -9,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 from transformers.utils import logging
 
+from maftplus.conversion.registry import find_model
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
@@ -17,11 +21,12 @@ MODEL_TYPE = "maftplus"  # of config.json
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:
     """
-    The pipeline on a model, with the network in `dtype` ("auto": as it was saved).
+    The pipeline on a model (a name of `maftplus get` is one, too), with the network in `dtype` ("auto": as it was saved).
 
     Raises:
         ValueError: if it is none, saying what it lacks, or if the device is none.
     """
+    model = find_model(model)
     check_model_folder(model)
     check_device(device)
     logging.disable_progress_bar()

@@ -7,7 +7,7 @@ Every tensor is renamed, cut or transposed, none is computed: the converted mode
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,7 @@ def convert(
     teacher_out: str | Path | None = None,
     training_classes: list[str | list[str]] | None = None,
     show_progress: bool = False,
+    notes: Sequence[str] = (),
 ) -> Path:
     """
     Convert a checkpoint to the folder `out`, ready for `from_pretrained` and for the Hub. Nothing is left if it fails.
@@ -111,6 +112,7 @@ def convert(
         teacher_out: Another new folder, apart from `out`, for the frozen CLIP of training; both appear, or neither.
         training_classes: Classes seen in training, kept by the processor (FC-CLIP's ensemble reads them).
         show_progress: Draw a progress bar on the terminal.
+        notes: Sentences to add to the card's own.
 
     Returns:
         `out`.
@@ -122,6 +124,7 @@ def convert(
     check_new_folders(outs)  # before the long part
     state, path = read_state(source), find_weights(source)
     conversion = plan_conversion(state, path, task, read_overrides(config_file), proposer)
+    conversion.notes += notes
     conversions = [conversion] if teacher_out is None else [conversion, plan_teacher(state, conversion)]
     processor = build_processor(conversion, load_tokenizer(tokenizer, source), training_classes)
     with new_folders(outs) as folders:
