@@ -21,7 +21,7 @@ MODEL_TYPE = "maftplus"  # of config.json
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:
     """
-    The pipeline on a model (a name of `maftplus get` is one, too), with the network in `dtype` ("auto": as it was saved).
+    The pipeline on a model, with the network in `dtype` ("auto": as it was saved).
 
     Raises:
         ValueError: if it is none, saying what it lacks, or if the device is none.

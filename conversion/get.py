@@ -1,8 +1,8 @@
 """A released model by its name -> a folder that `from_pretrained` loads: `maftplus get maftplus-large`.
 
-Fetch (Google Drive through gdown, the Hub through huggingface_hub; either goes on where it was cut), look whether it is
-what it should be, convert, check the result, put it in its place, remove the original. A model appears whole or not at
-all; what was fetched and is whole stays until a model was made of it.
+Fetch (Google Drive through gdown, the Hub through huggingface_hub; either goes on where it was cut), look whether it
+is what it should be, convert, check the result, put it in its place, remove the original. A model appears whole or
+not at all; what was fetched and is whole stays until a model was made of it.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from httpx import HTTPError
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
 
 from maftplus.conversion.checkpoint import (
@@ -139,7 +138,7 @@ def fetch(release: Release, show_progress: bool = False) -> Path:
     except OSError as error:
         reason = error.strerror or _one_line(error)
         raise CheckpointError(
-            f"{folder}: could not be written ({reason}). What was fetched stays: `maftplus get {release.name}` goes on."
+            f"{folder}: could not be written ({reason}). What was fetched stays; the same command goes on."
         ) from error
 
 
@@ -178,7 +177,7 @@ def _download_from_drive(release: Release, folder: Path, show_progress: bool) ->
 
 
 def _follow(bar: tqdm, folder: Path, num_bytes: int, total: int | None) -> None:
-    """A step of the progress bar; at the first one, what is to come must fit. Raises CheckpointError if it does not."""
+    """A step of the progress bar; at the first one, what is to come must fit. Raises CheckpointError if not."""
     if bar.total is None and total is not None:
         _require_room(folder, total - num_bytes, total)
         bar.total = total

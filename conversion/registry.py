@@ -1,7 +1,7 @@
 """Released models by name: where each comes from, what it is, what was published of it, and where it is kept here.
 
-`maftplus get NAME` makes the folder `released_folder(NAME)`; `find_model(NAME)` turns a name into that folder wherever a
-model is asked for. Nothing heavy is imported: commands look names up before they need torch.
+`maftplus get NAME` makes the folder `released_folder(NAME)`; `find_model(NAME)` turns a name into that folder wherever
+a model is asked for. Nothing heavy is imported: commands look names up before they need torch.
 
 Sources: the Drive identifiers stand in the READMEs of MAFT+, MAFT and FC-CLIP; OpenCLIP's weights are those that both
 projects start from (`laion_aesthetic_s13b_b82k_augreg` and `laion2b_s29b_b131k_ft_soup` in OpenCLIP's own table).
@@ -60,8 +60,8 @@ class Release:
         num_parameters: Numbers in the file, counted over the names that the original code builds.
         settings: The configuration as published, by the names of `released.main_settings`.
         training_classes: Shipped vocabulary that an ensemble of seen and unseen classes needs.
-        sha256: Of the file, lower case, where somebody stated it (for FC-CLIP a third party's download script does, not
-            its authors): another one is told, not refused.
+        sha256: Of the file, lower case, where somebody stated it (for FC-CLIP a third party's download script, not its
+            authors): another one is told, not refused.
     """
 
     name: str
@@ -231,12 +231,12 @@ def is_there(name: str) -> bool:
 def find_model(model: str) -> str:
     """
     What `from_pretrained` takes for `model`: the folder of a name that `maftplus get` knows, or of a shipped model;
-    whatever else (a folder, `user/name`) stays as it is. A folder of that name comes first.
+    whatever else (a folder, `user/name`) stays as it is. A model's folder of that name comes first.
 
     Raises:
         ValueError: if it is the name of a released model that is not there yet, or a word like one.
     """
-    if os.path.exists(model) or Path(model).name != model:
+    if Path(model).name != model or (Path(model) / CONFIG_FILE).is_file():
         return model
     if model in SHIPPED:
         return str(SHIPPED[model])
@@ -245,7 +245,7 @@ def find_model(model: str) -> str:
     if model in RELEASES:
         raise ValueError(f"{model}: this model is not here yet; `maftplus get {model}` fetches it.")
     near = nearest_name(model)
-    if near is not None:
+    if near is not None and not Path(model).exists():
         raise ValueError(f"{model}: there is no such model folder, and no model of this name; did you mean {near}?")
     return model
 

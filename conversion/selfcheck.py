@@ -1,7 +1,7 @@
 """Does a converted model work? `maftplus check MODEL`, and the end of every `maftplus get`.
 
-Four questions: is every weight there and finite; are sentences as near to each other as in a trained CLIP; do masks come
-out of a picture; is the configuration the published one. Nothing here measures quality.
+Four questions: is every weight there and finite; are sentences as near to each other as in a trained CLIP; do masks
+come out of a picture; is the configuration the published one. Nothing here measures quality.
 
 The order of the sentences was seen in vectors of OpenAI's CLIP (ViT-B/32): an untrained text tower gets a triple right
 by chance, half of the time, so all of them in 1 of 256 cases.
@@ -52,7 +52,7 @@ class Finding:
 
 def check_model(folder: str | Path, release: Release | None = None) -> list[Finding]:
     """
-    What the self-check finds in a model's folder, one entry a question. A model that cannot be loaded is asked no more.
+    What the self-check finds in a model's folder, one entry a question. What cannot be loaded is asked no more.
 
     Args:
         folder: As `maftplus convert` writes it.

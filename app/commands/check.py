@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 @command()
 def check(
-    model: Annotated[
-        str, typer.Argument(help="Model folder, a name that `maftplus get` knows, or a name on the Hub.")
-    ],
+    model: Annotated[str, typer.Argument(help="Model folder, a name of `maftplus get`, or a name on the Hub.")],
 ) -> None:
-    """Look at a model: every number finite, CLIP's sentences in order, masks on a picture, published configuration."""
+    """Look whether a model works: finite numbers, CLIP's sentences in order, masks on a picture, settings."""
     from huggingface_hub import snapshot_download
 
     from maftplus.conversion.registry import RELEASES, find_model

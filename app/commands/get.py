@@ -20,7 +20,7 @@ def get(
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the released models.")] = False,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove the model and what is left of its original.")
+        bool, typer.Option("--remove", help="Remove the model, and its original if it was kept.")
     ] = False,
 ) -> None:
     """Fetch a released model, convert it, check it; then its name stands for it: --model NAME."""
@@ -55,22 +55,22 @@ def _remove(name: str) -> None:
 
 def _list() -> None:
     """A table of what is known of each release; what nobody stated is "unknown"."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from maftplus.conversion.model_card import LICENSES, published_figures
     from maftplus.conversion.registry import RELEASES, home, is_there
 
-    table = Table("name", "task", "licence", "size", "published figures", "here", "source")
+    table = Table("name", "task", "licence", "size", "here", box=SIMPLE)
     for one in RELEASES.values():
-        size = "unknown" if one.num_bytes is None else f"about {one.num_bytes / 1e9:.1f} GB"
-        figures = published_figures(one.variant, one.task) or "none known"
-        place = "no public link known: --from" if one.source is None else one.source.address
-        row = (one.name, one.task or "CLIP", LICENSES.get(one.kind, "unstated"), size, figures)
-        table.add_row(*row, "yes" if is_there(one.name) else "", place)
-    console = Console()
-    console.print(table)
-    console.print(f"Kept in {home()}. Sizes: of the file, its numbers counted over the names of the code as float32.")
-    console.print(
-        "Figures: the papers' own. mIoU on ADE20K-847 / ADE20K-150 / Pascal Context 459 / 59 / VOC 20, or PQ."
-    )
+        size = "unknown" if one.num_bytes is None else f"{one.num_bytes / 1e9:.1f} GB"
+        here = "yes" if is_there(one.name) else "no"
+        table.add_row(one.name, one.task or "CLIP", LICENSES.get(one.kind, "unstated"), size, here)
+    Console().print(table)
+    for one in RELEASES.values():
+        address = one.source.address if one.source else "no public link is known, only --from FILE"
+        typer.echo(f"{one.name}: {published_figures(one.variant, one.task) or 'no figures known'}; {address}")
+    typer.echo("Size: of the file, if it holds the numbers that the original code has, as float32.")
+    typer.echo("Figures: the papers'. mIoU on ADE20K-847 / ADE20K-150 / Pascal Context 459 / 59 / VOC 20; or PQ.")
+    typer.echo(f"Kept in {home()}")
