@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from maftplus.shapes.scenes import (
     CLASSES,
@@ -60,6 +61,7 @@ def draw_clip(
     size: int = 128,
     num_things: tuple[int, int] = (3, 6),
     num_regions: tuple[int, int] = (2, 3),
+    num_thing_classes: int | None = None,
     moving_ground: bool | None = None,
 ) -> list[Scene]:
     """
@@ -71,6 +73,8 @@ def draw_clip(
         num_frames: T.
         size: Side S in pixels.
         num_things, num_regions: Least and most of each.
+        num_thing_classes: Of how many classes the things may be, chosen among `allowed`; `None`: of all. Few make clips
+            of twins, which nothing but their place tells apart.
         moving_ground: Whether the camera moves over the ground; `None`: in half of the clips.
 
     Returns:
@@ -85,6 +89,8 @@ def draw_clip(
         moving_ground = bool(rng.random() < 0.5)
     path = _camera_path(num_frames, rng) if moving_ground else np.zeros((num_frames, 2), int)
     image, region, stuff = _paint_stuff(size + int(path.max()), int(rng.integers(num_regions[0], num_regions[1] + 1)), rng)
+    if num_thing_classes is not None:
+        allowed = rng.choice(allowed, num_thing_classes, replace=False).tolist()
     count = int(rng.integers(num_things[0], num_things[1] + 1))
     things = [_move(class_id, num_frames, size, rng) for class_id in rng.choice(allowed, count).tolist()]
     light = rng.uniform(0.88, 1.1)
@@ -187,3 +193,34 @@ def clips(
     allowed = class_ids(*kinds, things_only=True)
     for index in range(num_clips):
         yield draw_clip(np.random.default_rng((SPLIT_SEEDS[split], 7, seed, index)), allowed, **layout)
+
+
+def write_clip(path: Path, clip: list[Scene], rate: int = 10) -> None:
+    """The pictures of a clip as an mp4 file, `rate` frames a second. Raises ValueError without PyAV ([video])."""
+    from maftplus.app.video import ClipWriter
+
+    height, width = clip[0].image.shape[:2]
+    writer = ClipWriter(path, (width, height), rate)
+    for index, scene in enumerate(clip):
+        writer.write(Image.fromarray(scene.image), index / rate)
+    writer.close()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes clips to a folder, as mp4 files."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--num_clips", type=int, default=3)
+    parser.add_argument("--num_frames", type=int, default=20)
+    parser.add_argument("--split", default="validation", choices=sorted(SPLIT_SEEDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=int, default=10, help="Frames a second.")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = clips(options.split, options.num_clips, seed=options.seed, num_frames=options.num_frames)
+    for index, clip in enumerate(found):
+        write_clip(options.out / f"clip_{index:03d}.mp4", clip, options.rate)
+
+
+if __name__ == "__main__":
+    main()
