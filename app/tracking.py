@@ -148,6 +148,78 @@ class Tracker:
         return self.class_track_ids[label_id]
 
 
+class Detector:
+    """
+    Segments of single frames, and what tells them apart.
+
+    Args:
+        segmenter: A `MaftPlusSegmentationPipeline`.
+        candidate_labels, stuff_labels, subtask, thresholds: See `track`.
+
+    Raises:
+        ValueError: on words or thresholds that the pipeline refuses.
+    """
+
+    def __init__(self, segmenter, candidate_labels=None, stuff_labels=None, subtask="panoptic", **thresholds: float):
+        check_thresholds(subtask, thresholds)
+        self.model, self.processor = segmenter.model, segmenter.processor
+        self.classes, self.stuff_ids = segmenter.classes_and_stuff(candidate_labels, stuff_labels)
+        self.names = [synonyms[0] for synonyms in self.classes]
+        self.subtask, self.thresholds = subtask, thresholds
+        self.vocabulary = {}  # of the model itself
+        if candidate_labels is not None:
+            self.vocabulary = self.model.encode_vocabulary(**self.processor(text=self.classes, return_tensors="pt"))
+
+    @torch.no_grad()
+    def detect(self, pictures: list[Image.Image]) -> Iterator[list[Detection]]:
+        """The detections of every picture of a batch."""
+        inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device, self.model.dtype)
+        outputs = self.model(**inputs, **self.vocabulary)
+        kept = {name: outputs[name].cpu() for name in KEPT_OUTPUTS}
+        for index, picture in enumerate(pictures):
+            one = {name: values[index : index + 1] for name, values in kept.items()}
+            yield self._detections(ModelOutput(one), (picture.height, picture.width))
+
+    def _detections(self, outputs: ModelOutput, size: tuple[int, int]) -> list[Detection]:
+        outputs["target_sizes"] = torch.tensor([size])
+        found = find_segments(self.processor, outputs, self.subtask, self.stuff_ids, **self.thresholds)
+        segments = [
+            Segment(index, self.names[label_id], label_id, label_id not in self.stuff_ids, score, mask.numpy())
+            for index, (label_id, score, mask) in enumerate(found, start=1)
+        ]
+        if self.subtask == "semantic":
+            return [Detection(segment) for segment in segments]
+        evidence = QueryEvidence(outputs, self.stuff_ids)
+        return [evidence.describe(segment) if segment.isthing else Detection(segment) for segment in segments]
+
+
+class QueryEvidence:
+    """The queries of one frame as numpy: which of them a segment is, and what that query knows of it."""
+
+    def __init__(self, outputs: ModelOutput, stuff_ids: Sequence[int]):
+        logits = outputs["masks_queries_logits"][0]  # (Q, h, w)
+        step = -(-max(logits.shape[1:]) // LARGEST_GRID)
+        padded, unpadded = (outputs[name][0].tolist() for name in ("padded_sizes", "unpadded_sizes"))
+        extents = [edge * part / whole for edge, part, whole in zip(logits.shape[1:], unpadded, padded)]
+        points = [np.arange(step // 2, round(extent), step) for extent in extents]
+        self.shares = [(axis + 0.5) / extent for axis, extent in zip(points, extents)]  # of the picture's height, width
+        self.masks = (logits.numpy()[:, points[0]][:, :, points[1]] > 0).reshape(len(logits), -1).astype(np.float32)
+        self.areas = self.masks.sum(1)
+        self.embeds = outputs["mask_embeds"][0].float().numpy()
+        self.probabilities = outputs["class_queries_logits"][0].float().softmax(-1)[:, :-1].numpy()
+        self.probabilities[:, list(stuff_ids)] = 0
+
+    def describe(self, segment: Segment) -> Detection:
+        """A thing with the embedding and classes of the query whose mask is most like it, of like ones the surest."""
+        rows, columns = (
+            np.minimum(share * edge, edge - 1).astype(int) for share, edge in zip(self.shares, segment.mask.shape)
+        )
+        grid_mask = segment.mask[np.ix_(rows, columns)]
+        dice = 2 * (self.masks @ grid_mask.reshape(-1)) / np.maximum(self.areas + grid_mask.sum(), 1)
+        query = int((dice + 1e-3 * self.probabilities[:, segment.label_id]).argmax())
+        return Detection(segment, self.embeds[query], self.probabilities[query], grid_mask)
+
+
 def track(
     frames: Iterable[Any],
     segmenter: Any,
@@ -182,13 +254,11 @@ def track(
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least one frame, got {batch_size}.")
-    check_thresholds(subtask, thresholds)
-    classes, stuff_ids = segmenter.classes_and_stuff(candidate_labels, stuff_labels)
-    detector = _Detector(segmenter, classes, stuff_ids, candidate_labels is None, subtask, thresholds)
-    return _track(frames, detector, Tracker([synonyms[0] for synonyms in classes], options), batch_size)
+    detector = Detector(segmenter, candidate_labels, stuff_labels, subtask, **thresholds)
+    return _track(frames, detector, Tracker(detector.names, options), batch_size)
 
 
-def _track(frames: Iterable[Any], detector: "_Detector", tracker: Tracker, batch_size: int) -> Iterator[list[Segment]]:
+def _track(frames: Iterable[Any], detector: Detector, tracker: Tracker, batch_size: int) -> Iterator[list[Segment]]:
     frames, size, count = iter(frames), None, 0
     while batch := [read_picture(frame) for frame in islice(frames, batch_size)]:
         for picture in batch:
@@ -198,66 +268,6 @@ def _track(frames: Iterable[Any], detector: "_Detector", tracker: Tracker, batch
             count += 1
         for detections in detector.detect(batch):
             yield tracker.update(detections)
-
-
-class _Detector:
-    """Segments of single frames, and what tells them apart."""
-
-    def __init__(self, segmenter, classes, stuff_ids, uses_stored_words: bool, subtask: str, thresholds: dict):
-        self.model, self.processor = segmenter.model, segmenter.processor
-        self.classes, self.stuff_ids = classes, stuff_ids
-        self.subtask, self.thresholds = subtask, thresholds
-        prompts = {} if uses_stored_words else self.processor(text=classes, return_tensors="pt")
-        self.vocabulary = self.model.encode_vocabulary(**prompts) if prompts else {}
-
-    @torch.no_grad()
-    def detect(self, pictures: list[Image.Image]) -> Iterator[list[Detection]]:
-        """The detections of every picture of a batch."""
-        inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device, self.model.dtype)
-        outputs = self.model(**inputs, **self.vocabulary)
-        kept = {name: outputs[name].cpu() for name in KEPT_OUTPUTS}
-        for index, picture in enumerate(pictures):
-            one = {name: values[index : index + 1] for name, values in kept.items()}
-            yield self._detections(ModelOutput(one), (picture.height, picture.width))
-
-    def _detections(self, outputs: ModelOutput, size: tuple[int, int]) -> list[Detection]:
-        outputs["target_sizes"] = torch.tensor([size])
-        found = find_segments(self.processor, outputs, self.subtask, self.stuff_ids, **self.thresholds)
-        segments = [
-            Segment(index, self.classes[label_id][0], label_id, label_id not in self.stuff_ids, score, mask.numpy())
-            for index, (label_id, score, mask) in enumerate(found, start=1)
-        ]
-        if self.subtask == "semantic":
-            return [Detection(segment) for segment in segments]
-        evidence = QueryEvidence(outputs, self.stuff_ids)
-        return [evidence.describe(segment) if segment.isthing else Detection(segment) for segment in segments]
-
-
-class QueryEvidence:
-    """The queries of one frame as numpy: which of them a segment is, and what that query knows of it."""
-
-    def __init__(self, outputs: ModelOutput, stuff_ids: Sequence[int]):
-        logits = outputs["masks_queries_logits"][0]  # (Q, h, w)
-        step = -(-max(logits.shape[1:]) // LARGEST_GRID)
-        padded, unpadded = (outputs[name][0].tolist() for name in ("padded_sizes", "unpadded_sizes"))
-        extents = [edge * part / whole for edge, part, whole in zip(logits.shape[1:], unpadded, padded)]
-        points = [np.arange(step // 2, round(extent), step) for extent in extents]
-        self.shares = [(axis + 0.5) / extent for axis, extent in zip(points, extents)]  # of the picture's height, width
-        self.masks = (logits.numpy()[:, points[0]][:, :, points[1]] > 0).reshape(len(logits), -1).astype(np.float32)
-        self.areas = self.masks.sum(1)
-        self.embeds = outputs["mask_embeds"][0].float().numpy()
-        self.probabilities = outputs["class_queries_logits"][0].float().softmax(-1)[:, :-1].numpy()
-        self.probabilities[:, list(stuff_ids)] = 0
-
-    def describe(self, segment: Segment) -> Detection:
-        """A thing with the embedding and classes of the query whose mask is most like it, of like ones the surest."""
-        rows, columns = (
-            np.minimum(share * edge, edge - 1).astype(int) for share, edge in zip(self.shares, segment.mask.shape)
-        )
-        grid_mask = segment.mask[np.ix_(rows, columns)]
-        dice = 2 * (self.masks @ grid_mask.reshape(-1)) / np.maximum(self.areas + grid_mask.sum(), 1)
-        query = int((dice + 1e-3 * self.probabilities[:, segment.label_id]).argmax())
-        return Detection(segment, self.embeds[query], self.probabilities[query], grid_mask)
 
 
 def mask_iou(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
