@@ -45,10 +45,10 @@ class TrackOptions:
         inertia: What a track's embedding keeps of its past when it takes in a frame's.
     """
 
-    embed_weight: float = 0.4
+    embed_weight: float = 0.5
     overlap_weight: float = 0.4
-    class_weight: float = 0.2
-    threshold: float = 0.4
+    class_weight: float = 0.1
+    threshold: float = 0.3
     window: int = 30
     inertia: float = 0.5
 

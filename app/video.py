@@ -8,6 +8,7 @@ clip's length. Needs PyAV (the extra [video]). `tracking.py` keeps the identitie
 import contextlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ logger = logging.get_logger(__name__)
 
 VIDEO_ENDINGS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".wmv"})
 CODEC, QUALITY = "libx264", "20"  # constant rate factor: 0 without loss, 51 worst
+SOUND_CODECS = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac"})  # that mp4 holds
 AV_TIME_BASE = 1_000_000  # of a container's own times
 
 
@@ -109,6 +111,7 @@ class ClipReader:
             raise ValueError(f"{self.path}: there is no picture in this file.")
         self.stream = self._container.streams.video[0]
         self.stream.thread_type = "AUTO"
+        self._step = 1 / float(self.stream.average_rate or 25)
         self.origin = (self._container.start_time or 0) / AV_TIME_BASE
 
     def __enter__(self) -> "ClipReader":
@@ -118,26 +121,32 @@ class ClipReader:
         self._container.close()
 
     def __iter__(self) -> Iterator[ClipFrame]:
-        index, time = 0, self.start
+        index, time, size = 0, self.start, None
         try:
             for frame, time in self._decode():
                 if index % self.every == 0:
-                    yield ClipFrame(index, time, _upright(frame))
+                    picture = _upright(frame)
+                    size = size or picture.size  # a few clips change it on their way
+                    yield ClipFrame(index, time, picture if picture.size == size else picture.resize(size))
                 index += 1
         except self._libav_error as error:
-            self.error = f"{self.path}: broken at frame {index} ({time:.2f} s): {_reason(error)}"
+            self.error = f"{self.path}: broken at frame {index} (after {time:.2f} s): {_reason(error)}"
             return
-        if self.end is None and not self.start and index < self.stream.frames:
-            self.error = f"{self.path}: broken off at frame {index} ({time:.2f} s) of {self.stream.frames}"
+        if self.end is None and not self.start and self._lacks_frames(index, time):
+            self.error = f"{self.path}: broken off at frame {index} (after {time:.2f} s) of {self.stream.frames}"
+
+    def _lacks_frames(self, count: int, time: float) -> bool:
+        """Whether the file announced more (mp4 does). Both must be short: frames may be left out by an edit list."""
+        announced = float((self.stream.duration or 0) * self.stream.time_base)
+        return count < self.stream.frames and time + 2 * self._step < announced
 
     def _decode(self) -> Iterator[tuple[Any, float]]:
         """Frames from `start` to before `end`, each with its time in seconds."""
         if self.start:
             self._container.seek(int((self.start + self.origin) * AV_TIME_BASE))  # to a key frame at or before it
-        step = 1 / float(self.stream.average_rate or 25)
-        time = self.start - step
+        time = self.start - self._step
         for frame in self._container.decode(self.stream):
-            time = time + step if frame.time is None else frame.time - self.origin
+            time = time + self._step if frame.time is None else frame.time - self.origin
             if self.end is not None and time >= self.end:
                 return
             if time >= self.start - 1e-6:
@@ -193,10 +202,11 @@ class ClipWriter:
         if self._sound is not None:
             self._sound.copy_until(time)
 
-    def close(self) -> None:
-        """Write what is still held back."""
+    def close(self, sound_until: float = 0.0) -> None:
+        """Write what is still held back, and the rest of the sound up to a time in seconds."""
         self._container.mux(self._stream.encode())
         if self._sound is not None:
+            self._sound.copy_until(sound_until)
             self._sound.close()
         self._container.close()
 
@@ -212,8 +222,8 @@ class _SoundCopy:
         if not self._source.streams.audio:
             return
         stream = self._source.streams.audio[0]
-        if stream.codec_context is None or stream.codec_context.name not in container.supported_codecs:
-            logger.warning(f"{path}: its sound cannot be kept in an mp4 file and is left out.")
+        if stream.codec_context is None or stream.codec_context.name not in SOUND_CODECS:
+            logger.warning(f"{path}: its sound does not go into an mp4 file as it is, so it is left out.")
             return
         self._copy = container.add_stream_from_template(stream)
         if start:
@@ -229,7 +239,7 @@ class _SoundCopy:
                 if begins is not None and begins > time:
                     self._next = packet
                     return
-                if packet.dts is not None and begins >= self._start:
+                if begins is not None and (begins >= self._start or not self._start):  # the first may lie before 0
                     self._mux(packet)
 
     def _mux(self, packet: Any) -> None:
@@ -312,7 +322,8 @@ def _write_results(
             lines.writelines(_track_lines(segments, frame))
             _note(summaries, segments, frame.index)
             result.num_frames += 1
-        writer.close()
+        end = math.inf if reader.end is None else reader.end
+        writer.close(sound_until=0.0 if reader.error else end)
     result.summaries, result.error = list(summaries.values()), reader.error
     return result
 
