@@ -166,6 +166,8 @@ class Detector:
         self.classes, self.stuff_ids = segmenter.classes_and_stuff(candidate_labels, stuff_labels)
         self.names = [synonyms[0] for synonyms in self.classes]
         self.subtask, self.thresholds = subtask, thresholds
+        self.stuff_classes = torch.zeros(1, len(self.names), dtype=torch.bool)
+        self.stuff_classes[0, self.stuff_ids] = True
         self.vocabulary = {}  # of the model itself
         if candidate_labels is not None:
             self.vocabulary = self.model.encode_vocabulary(**self.processor(text=self.classes, return_tensors="pt"))
@@ -181,7 +183,7 @@ class Detector:
             yield self._detections(ModelOutput(one), (picture.height, picture.width))
 
     def _detections(self, outputs: ModelOutput, size: tuple[int, int]) -> list[Detection]:
-        outputs["target_sizes"] = torch.tensor([size])
+        outputs["target_sizes"], outputs["stuff_classes"] = torch.tensor([size]), self.stuff_classes
         found = find_segments(self.processor, outputs, self.subtask, self.stuff_ids, **self.thresholds)
         segments = [
             Segment(index, self.names[label_id], label_id, label_id not in self.stuff_ids, score, mask.numpy())
