@@ -322,10 +322,11 @@ def _check_transfer(config: MaftPlusConfig) -> None:
     if config.cdt_form == "off":
         return
     _require_positive(config, "cdt_num_attention_heads")
-    if config.clip_config.projection_dim % config.cdt_num_attention_heads:
+    width = config.clip_config.projection_dim
+    if width % config.cdt_num_attention_heads or width % 4:
         raise ValueError(
-            f"`cdt_num_attention_heads` ({config.cdt_num_attention_heads}) must divide "
-            f"`clip_config.projection_dim` ({config.clip_config.projection_dim})."
+            f"`clip_config.projection_dim` ({width}) must be a multiple of 4 (sine positions of two axes) and of "
+            f"`cdt_num_attention_heads` ({config.cdt_num_attention_heads}), or `cdt_form` be 'off'."
         )
 
 

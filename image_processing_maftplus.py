@@ -7,28 +7,23 @@ Shapes: B images, H x W padded input, Q queries, K classes (+1 = void, last), N 
 """
 
 import math
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import (
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-    ChannelDimension,
-    SizeDict,
-    load_image,
-)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .postprocessing_maftplus import (
+    DEFAULT_THRESHOLD,
+    check_shares,
+    coco_run_lengths,
     draw_instances,
     drop_empty,
     find_instances,
@@ -36,10 +31,10 @@ from .postprocessing_maftplus import (
     instance_infos,
     panoptic_segments,
     read_predictions,
-    run_lengths,
     semantic_map,
     semantic_scores,
 )
+from .reading_maftplus import Picture, as_picture, read_label_map, read_picture, to_8_bits
 
 SEMANTIC_RESIZES = ("class_maps", "mask_logits")
 AUTO_MAP = {
@@ -137,7 +132,7 @@ class MaftPlusImageProcessorMixin:
     ) -> BatchFeature:
         if kwargs.get("do_center_crop"):
             raise ValueError("`do_center_crop` is not supported: nothing of a picture is cut off.")
-        pictures = [_as_picture(image, kwargs.get("input_data_format")) for image in _flatten("images", images, 2, 3)]
+        pictures = [as_picture(image, kwargs.get("input_data_format")) for image in _flatten("images", images, 2, 3)]
         sizes = [_resized_size(picture, kwargs) for picture in pictures]
         canvases = _canvas_sizes(sizes, kwargs)
         pixel_values = [_to_pixel_values(*item, kwargs) for item in zip(pictures, sizes, canvases)]
@@ -150,8 +145,8 @@ class MaftPlusImageProcessorMixin:
             data = {name: [value.numpy() for value in values] for name, values in data.items()}
         features = BatchFeature(data=data, tensor_type=tensor_type)
         if segmentation_maps is not None:
-            maps = [_as_label_map(item) for item in _flatten("segmentation_maps", segmentation_maps, 2, 2)]
-            originals = [_picture_size(picture) for picture in pictures]
+            maps = [read_label_map(item) for item in _flatten("segmentation_maps", segmentation_maps, 2, 2)]
+            originals = [picture.size for picture in pictures]
             targets = _training_targets(maps, instance_id_to_semantic_id, originals, sizes, canvases, kwargs)
             for name, values in zip(("mask_labels", "class_labels"), targets):
                 features[name] = values if str(tensor_type) == "pt" else [value.numpy() for value in values]
@@ -177,7 +172,7 @@ class MaftPlusImageProcessorMixin:
             `SemanticSegmentationPostProcessorOutput` (`segmentation`, `segmentation_scores` (K, height, width)).
 
         Raises:
-            ValueError: for `target_sizes` of another length than the batch, or logits that are not numbers.
+            ValueError: for `target_sizes` of another length than the batch, or logits that are NaN or infinite.
         """
         results = []
         for item in read_predictions(outputs, target_sizes):
@@ -193,7 +188,7 @@ class MaftPlusImageProcessorMixin:
     def post_process_panoptic_segmentation(
         self,
         outputs,
-        threshold: float = 0.2,
+        threshold: float = DEFAULT_THRESHOLD,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.7,
         label_ids_to_fuse: Iterable[int] | None = None,
@@ -204,7 +199,7 @@ class MaftPlusImageProcessorMixin:
 
         Args:
             outputs: As in `post_process_semantic_segmentation`; also `stuff_classes` (B, K) bool, where present.
-            threshold: A query counts if its best class is not void and scores more than this.
+            threshold: A query counts if its best class is not void and scores more than this (0.2).
             mask_threshold: A segment is the pixels that its query won with at least this mask probability.
             overlap_mask_area_threshold: A segment is dropped if the pixels that its query won are less than this
                 share of its mask.
@@ -234,7 +229,7 @@ class MaftPlusImageProcessorMixin:
     def post_process_instance_segmentation(
         self,
         outputs,
-        threshold: float = 0.0,
+        threshold: float = DEFAULT_THRESHOLD,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.0,
         target_sizes=None,
@@ -248,7 +243,7 @@ class MaftPlusImageProcessorMixin:
 
         Args:
             outputs: As in `post_process_panoptic_segmentation`.
-            threshold: Least score, which is p(class) x mean foreground probability. 0 keeps all, as metrics need.
+            threshold: Least score (0.2): p(class) x mean foreground probability. 0 keeps all, as metrics need.
             mask_threshold: A mask is the pixels with a higher probability than this; empty masks are dropped.
             overlap_mask_area_threshold: For the id map only, where better objects cover others: an object that shows
                 less than this share of its mask (or nothing) is dropped.
@@ -282,7 +277,7 @@ class MaftPlusImageProcessorMixin:
             if return_binary_maps:
                 segmentation = instances.masks
             elif return_coco_annotation:
-                segmentation = run_lengths(instances.masks)
+                segmentation = coco_run_lengths(instances.masks)
             else:
                 segmentation, instances = draw_instances(instances, overlap_mask_area_threshold)
             results.append({"segmentation": segmentation, "segments_info": instance_infos(instances)})
@@ -297,33 +292,7 @@ class MaftPlusImageProcessorPil(MaftPlusImageProcessorMixin, PilBackend):
     """What transformers picks where torchvision is not installed."""
 
 
-def check_shares(**values: float) -> None:
-    """Raises ValueError, with the name, unless every value lies between 0 and 1."""
-    for name, value in values.items():
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
-
-
-# --- Reading pictures ---
-
-
-@dataclass
-class _Picture:
-    """RGB pixels: a PIL picture of 8 bits, or a float array (H, W, 3); `is_unit` if floats lie in [0, 1]."""
-
-    pixels: Any
-    is_unit: bool = False
-
-
-def read_picture(image: Any) -> Image.Image:
-    """
-    One picture of any kind that `images` may hold -> a PIL picture: RGB, 8 bits, upright.
-
-    Raises:
-        ValueError: if it cannot be read; the message names the file.
-    """
-    pixels = _as_picture(image, None).pixels
-    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(_to_8_bits(pixels))
+# --- Sizes and pixels ---
 
 
 def _flatten(name: str, items: Any, least_rank: int, largest_rank: int) -> list:
@@ -338,123 +307,8 @@ def _flatten(name: str, items: Any, least_rank: int, largest_rank: int) -> list:
     return [items]
 
 
-def _as_picture(image: Any, input_data_format: Any) -> _Picture:
-    if isinstance(image, (str, os.PathLike)):
-        return _Picture(_read(os.fspath(image), _to_rgb))
-    if isinstance(image, Image.Image):
-        return _Picture(_checked_load(image, getattr(image, "filename", "") or "a PIL picture", _to_rgb))
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().float().numpy() if image.dtype == torch.bfloat16 else image.detach().cpu().numpy()
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"`images` must be PIL pictures, paths, URLs, arrays or tensors, got {type(image).__name__}.")
-    return _array_to_picture(image, input_data_format)
-
-
-def _read(source: str, convert) -> Image.Image:
-    """Open a path here (transformers' loader would cut 16-bit pictures off); leave URLs and base64 to transformers."""
-    is_file = os.path.exists(source)
-    try:
-        opened = Image.open(source) if is_file else load_image(source)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        is_missing = not is_file and not source.startswith(("http://", "https://", "data:"))
-        reason = "there is no such file" if is_missing else error
-        raise ValueError(f"`images`: cannot read {source[:200]!r} as a picture: {reason}") from error
-    with opened:
-        return _checked_load(opened, source, convert)
-
-
-def _checked_load(picture: Image.Image, name: str, convert) -> Image.Image:
-    if 0 in picture.size:
-        raise ValueError(f"`images`: {name} has zero size {picture.size}.")
-    try:
-        return convert(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"`images`: cannot read {name!r} as a picture: {error}") from error
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "RGB":
-        picture.load()
-        return picture
-    if picture.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(picture))).convert("RGB")
-    if picture.mode == "LAB":
-        return ImageCms.profileToProfile(
-            picture, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-    if picture.mode in ("La", "RGBa"):  # premultiplied
-        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
-    if picture.mode == "P" and "transparency" in picture.info:  # PIL warns if asked for RGB at once
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
-
-
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Numbers of any type -> uint8. 16-bit ones keep the high byte; wider ones count as 8-bit if none exceeds 255."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == bool:
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype.kind == "f":
-        scale = 255.0 if _is_unit(pixels) else 1.0 if pixels.max() <= 255 else 1 / 257
-        return np.clip(pixels * scale + 0.5, 0, 255).astype(np.uint8)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"pixels must lie between 0 and 65535, got {pixels.min()} to {pixels.max()}")
-    is_wide = pixels.dtype.itemsize == 2 and pixels.dtype.kind == "u" or pixels.max() > 255
-    return (pixels >> 8 if is_wide else pixels).astype(np.uint8)
-
-
-def _is_unit(pixels: np.ndarray) -> bool:
-    """Whether floats lie in [0, 1], give or take rounding, rather than in [0, 255]."""
-    return bool(pixels.max() <= 1.001)
-
-
-def _array_to_picture(array: np.ndarray, input_data_format: Any) -> _Picture:
-    if array.size == 0:
-        raise ValueError(f"`images` holds an array of zero size, shape {array.shape}.")
-    if array.dtype.kind not in "buif":
-        raise ValueError(f"`images` must hold numbers, got an array of {array.dtype}.")
-    array = _channels_last(array, input_data_format)
-    if array.dtype.kind != "f":
-        return _Picture(Image.fromarray(np.ascontiguousarray(_to_8_bits(array))))
-    if not np.isfinite(array).all():
-        raise ValueError("`images` holds an array with NaN or infinite numbers.")
-    return _Picture(array.astype(np.float32, copy=False), _is_unit(array))
-
-
-def _channels_last(array: np.ndarray, input_data_format: Any) -> np.ndarray:
-    """(H, W), (H, W, C) or (C, H, W) with C = 1 to 4 -> (H, W, 3); grey is repeated, a fourth channel is dropped."""
-    if array.ndim == 2:
-        array = array[..., None]
-    else:
-        layout = input_data_format or _channel_layout(array.shape)
-        array = np.moveaxis(array, 0, -1) if layout == ChannelDimension.FIRST else array
-    channels = array.shape[-1]
-    if channels not in (1, 2, 3, 4):
-        raise ValueError(f"`images` must have 1 to 4 channels, got {channels}.")
-    return np.broadcast_to(array[..., :1], (*array.shape[:2], 3)) if channels < 3 else array[..., :3]
-
-
-def _channel_layout(shape: tuple[int, ...]) -> ChannelDimension:
-    """Three or four channels are looked for before one or two; if both ends fit, the first, as in transformers."""
-    for counts in ((3, 4), (1, 2)):
-        for axis, layout in ((0, ChannelDimension.FIRST), (-1, ChannelDimension.LAST)):
-            if shape[axis] in counts:
-                return layout
-    raise ValueError(f"`images` must have 1 to 4 channels, first or last, got an array of shape {shape}.")
-
-
-# --- Sizes and pixels ---
-
-
-def _picture_size(picture: _Picture) -> tuple[int, int]:
-    pixels = picture.pixels
-    return pixels.shape[:2] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
-
-
-def _resized_size(picture: _Picture, fields: dict[str, Any]) -> tuple[int, int]:
-    height, width = _picture_size(picture)
+def _resized_size(picture: Picture, fields: dict[str, Any]) -> tuple[int, int]:
+    height, width = picture.size
     if not fields["do_resize"]:
         return height, width
     return resized_size(height, width, fields["size"])
@@ -494,23 +348,25 @@ def _canvas_sizes(sizes: list[tuple[int, int]], fields: dict[str, Any]) -> list[
     return [tuple(largest)] * len(sizes)
 
 
-def _to_pixel_values(picture: _Picture, size: tuple[int, int], canvas: tuple[int, int], fields) -> Tensor:
+def _to_pixel_values(picture: Picture, size: tuple[int, int], canvas: tuple[int, int], fields) -> Tensor:
     """Resize, rescale, normalise and pad: (3, *canvas) float32."""
     pixels = _resize_pixels(picture, size, fields) if fields["do_resize"] else np.array(picture.pixels)
     padded = torch.zeros(3, *canvas) if canvas != size else torch.empty(3, *canvas)
     inside = padded[:, : size[0], : size[1]]
     inside.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
     offset, factor = _offset_and_factor(picture.is_unit, fields)
-    return padded if offset is None else (inside.sub_(offset).mul_(factor), padded)[1]
+    if offset is not None:
+        inside.sub_(offset).mul_(factor)
+    return padded
 
 
-def _resize_pixels(picture: _Picture, size: tuple[int, int], fields: dict[str, Any]) -> np.ndarray:
+def _resize_pixels(picture: Picture, size: tuple[int, int], fields: dict[str, Any]) -> np.ndarray:
     """(*size, 3). Floats in [0, 1] or [0, 255] are resized as the 8-bit pixels they stand for, keeping their range."""
     pixels = picture.pixels
     if isinstance(pixels, np.ndarray):
         if pixels.min() < 0 or pixels.max() > 255.5:
             return np.stack([_resize_channel(channel, size, fields) for channel in np.moveaxis(pixels, -1, 0)], -1)
-        pixels = Image.fromarray(_to_8_bits(pixels))
+        pixels = Image.fromarray(to_8_bits(pixels))
     resized = np.array(pixels.resize((size[1], size[0]), resample=fields["resample"]))
     return resized.astype(np.float32) / 255 if picture.is_unit else resized
 
@@ -543,23 +399,6 @@ def _stack(values: list[Tensor]) -> Tensor | list[Tensor]:
 
 
 # --- Training targets ---
-
-
-def _as_label_map(item: Any) -> np.ndarray:
-    if isinstance(item, (str, os.PathLike)):
-        item = _read(os.fspath(item), _loaded_copy)
-    elif isinstance(item, Tensor):
-        item = item.cpu()
-    array = np.asarray(item)
-    if array.ndim != 2 or array.dtype.kind not in "bui":
-        raise ValueError(
-            f"`segmentation_maps` must be (height, width) of integers, got shape {array.shape} of {array.dtype}."
-        )
-    return array.astype(np.int64)
-
-
-def _loaded_copy(picture: Image.Image) -> Image.Image:
-    return picture.copy()
 
 
 def _training_targets(maps, id_maps, originals, sizes, canvases, fields) -> tuple[list[Tensor], list[Tensor]]:
@@ -613,4 +452,4 @@ def _class_of(
 MaftPlusImageProcessor.register_for_auto_class("AutoImageProcessor")
 MaftPlusImageProcessorPil.register_for_auto_class("AutoImageProcessor")
 
-__all__ = ["MaftPlusImageProcessor", "MaftPlusImageProcessorPil"]
+__all__ = ["MaftPlusImageProcessor", "MaftPlusImageProcessorPil", "read_picture"]

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
 # Places of the three counts in `loss_counts`.
 NUM_MASKS, CLASS_WEIGHT, NUM_IMAGES = range(3)
@@ -296,9 +296,9 @@ def _criterion_of_all_predictions(config, class_logits, mask_logits, targets, co
     losses = {}
     for index in [last, *auxiliary] if class_logits else ():
         given = None if points is None else points[index]
-        found = set_criterion(config, class_logits[index], mask_logits[index], targets, counts, given)
+        unweighted = set_criterion(config, class_logits[index], mask_logits[index], targets, counts, given)
         suffix = "" if index == last else f"_{index}"
-        losses.update({name + suffix: weights[name] * value for name, value in found.items()})
+        losses.update({name + suffix: weights[name] * value for name, value in unweighted.items()})
     return losses
 
 
@@ -400,12 +400,12 @@ def _sample_matched(targets: Sequence[Target], matches, points: Tensor) -> Tenso
 
     Points are put into the objects' order, not masks into the points': masks are by far the larger.
     """
-    found = []
+    labels = []
     for target, (_, chosen), own in zip(targets, matches, points.split([len(chosen) for _, chosen in matches])):
         objects, order = chosen.sort()
         masks = target.masks if len(objects) == len(target.masks) else target.masks[objects]
-        found.append(sample_points(masks, own[order])[order.argsort()])
-    return torch.cat(found)
+        labels.append(sample_points(masks, own[order])[order.argsort()])
+    return torch.cat(labels)
 
 
 def _at_least_one(count: Tensor | float) -> Tensor | float:

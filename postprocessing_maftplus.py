@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
+
+DEFAULT_THRESHOLD = 0.2  # least score of a segment or object that people see
 
 # Results are made in square tiles of the target; no more class scores than this are held at once.
 TILE_EDGE = 96
@@ -54,8 +56,8 @@ class _Axis:
     def __init__(self, grid: int, padded: int, unpadded: int, target: int, like: Tensor):
         self.target = target
         self.is_enlarging = padded >= grid  # two neighbours at the input read at most three points of the grid
-        grid_low, grid_high, grid_fraction = (values[:unpadded] for values in _neighbours(grid, padded))
-        low, high, self.fraction = _neighbours(unpadded, target)
+        grid_low, grid_high, grid_fraction = (values[:unpadded] for values in _two_nearest(grid, padded))
+        low, high, self.fraction = _two_nearest(unpadded, target)
         to_input = _matrix(grid_low, grid_high, grid_fraction, grid)
         from_input = _matrix(low, high, self.fraction, unpadded)
         matrices = to_input, from_input, from_input @ to_input
@@ -76,7 +78,7 @@ class _Axis:
         return slice(first // BLOCK, last // BLOCK + 1)
 
 
-def _neighbours(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
+def _two_nearest(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
     """Two source indices and the second one's weight for every new pixel, in float32 as torch's own resizing."""
     position = ((torch.arange(new) + 0.5) * (old / new) - 0.5).clamp(min=0)
     low = position.long().clamp(max=old - 1)
@@ -118,15 +120,26 @@ def read_predictions(outputs, target_sizes, label_ids_to_fuse: Iterable[int] | N
         yield Prediction(class_logits[index].float().softmax(-1), masks, *axes, stuff[index])
 
 
+def check_shares(**values: float) -> None:
+    """Raises ValueError, with the name, unless every value lies between 0 and 1."""
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
+
+
 def _check_logits(class_logits: Tensor, mask_logits: Tensor) -> None:
     if class_logits.ndim != 3 or mask_logits.ndim != 4 or class_logits.shape[:2] != mask_logits.shape[:2]:
         raise ValueError(
             "`outputs` must have `class_queries_logits` (B, Q, K+1) and `masks_queries_logits` (B, Q, h, w), got "
             f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}."
         )
+    if class_logits.shape[-1] < 2:
+        raise ValueError("`outputs.class_queries_logits` must hold at least one class beside void.")
     for name, logits in (("class_queries_logits", class_logits), ("masks_queries_logits", mask_logits)):
         if logits.isnan().any():
             raise ValueError(f"`outputs.{name}` contains NaN; in half precision try bfloat16 or float32.")
+    if class_logits.isinf().any():
+        raise ValueError("`outputs.class_queries_logits` is infinite somewhere; in half precision try bfloat16.")
 
 
 def _sizes(outputs, name: str) -> list[tuple[int, int]] | None:
@@ -189,7 +202,13 @@ def _logit_bounds(item: Prediction, rows: slice, columns: slice) -> tuple[Tensor
 
 
 def semantic_map(item: Prediction, semantic_resize: str) -> Tensor:
-    """The best class of every pixel of the target, tile by tile, each with the few classes that can win there."""
+    """
+    The best class of every pixel of the target, tile by tile, each with the few classes that can win there.
+
+    Raises:
+        ValueError: without a query, as no class would be better than another.
+    """
+    _require_queries(item)
     best_class = _best_by_mask_logits if semantic_resize == "mask_logits" else _best_by_class_maps
     weights = item.probabilities[:, :-1].T.contiguous()  # (K, Q)
     candidates = _candidates(item, weights)
@@ -215,7 +234,7 @@ def _candidates(item: Prediction, weights: Tensor) -> Tensor:
     shape = [edge // BLOCK + 1 for edge in item.masks.shape[1:]]
     if not (item.rows.is_enlarging and item.columns.is_enlarging):
         return torch.ones(len(weights), *shape, dtype=torch.bool)
-    padded = functional.pad(item.masks[None], [1, BLOCK + 1] * 2, mode="replicate")[0]
+    padded = F.pad(item.masks[None], [1, BLOCK + 1] * 2, mode="replicate")[0]
     largest, least = (_pool(padded, shape, choose).sigmoid().flatten(1) for choose in (torch.maximum, torch.minimum))
     pieces = weights.split(max(1, TILE_NUMBERS // least.shape[1]))
     best = reduce(torch.maximum, ((piece @ least).amax(0) for piece in pieces))
@@ -303,8 +322,14 @@ def _first_largest(scores: Tensor) -> Tensor:
     return members.gather(0, scores.gather(0, members).max(0).indices[None])[0]
 
 
+def _require_queries(item: Prediction) -> None:
+    if not len(item.masks):
+        raise ValueError("`outputs.masks_queries_logits` must hold at least one query for a semantic result.")
+
+
 def semantic_scores(item: Prediction, semantic_resize: str) -> Tensor:
-    """All class maps (K, height, width)."""
+    """All class maps (K, height, width). Raises as `semantic_map`."""
+    _require_queries(item)
     weights = item.probabilities[:, :-1].T
     scores = weights.new_empty(len(weights), *item.target_size)
     for rows, columns in _tiles(item):
@@ -480,7 +505,7 @@ def instance_infos(instances: Instances) -> list[dict[str, Any]]:
     ]
 
 
-def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+def coco_run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     """COCO's compressed run lengths, with text for `counts` so that they fit into JSON."""
     try:
         from pycocotools import mask as coco_mask
@@ -491,8 +516,10 @@ def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
 
 
 __all__ = [
+    "DEFAULT_THRESHOLD",
     "Instances",
     "Prediction",
+    "check_shares",
     "draw_instances",
     "drop_empty",
     "find_instances",
@@ -500,7 +527,7 @@ __all__ = [
     "instance_infos",
     "panoptic_segments",
     "read_predictions",
-    "run_lengths",
+    "coco_run_lengths",
     "semantic_map",
     "semantic_scores",
     "target_logits",

@@ -1,4 +1,4 @@
-"""Words to prompts to tokens, pictures to pixels, and both in one call: the processor and the pipeline.
+"""Words to prompts to tokens, pictures to pixels, and both in one call: the processor.
 
 Sources: arXiv 2408.00744, section 4.1 (prompts and synonyms); the 14 templates are ViLD's, arXiv 2104.13921.
 A class is a string with synonyms separated by commas ("person, man, woman"), or a list of synonyms, in which nothing
@@ -6,22 +6,17 @@ is split. Every synonym is put into every template; `&amp;` and its like are rea
 Shapes: B images, K classes, P synonyms, N prompts (P times the number of templates), T tokens of the longest prompt.
 """
 
-import os
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
-from transformers import BatchFeature, Pipeline, ProcessorMixin
-from transformers.image_utils import ImageInput, load_image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
-from .image_processing_maftplus import MaftPlusImageProcessorKwargs, check_shares, read_picture
+from .image_processing_maftplus import MaftPlusImageProcessorKwargs
+from .pipeline_maftplus import MaftPlusSegmentationPipeline  # saved configurations name it as this module's
+from .postprocessing_maftplus import DEFAULT_THRESHOLD
 from .words_maftplus import (
     VILD_TEMPLATES,
     ClassName,
@@ -37,14 +32,6 @@ from .words_maftplus import (
 logger = logging.get_logger(__name__)
 
 MAX_TOKENS = 77  # CLIP's context: the longest prompt any released text tower reads
-THRESHOLDS = {  # that a subtask reads
-    "panoptic": ("threshold", "mask_threshold", "overlap_mask_area_threshold"),
-    "instance": ("threshold", "mask_threshold"),
-    "semantic": (),
-}
-SUBTASKS = tuple(THRESHOLDS)
-INSTANCE_THRESHOLD = 0.2  # what people see; post-processing itself keeps every instance, as metrics need
-CACHED_VOCABULARIES = 8  # per pipeline; a vocabulary is a few hundred kilobytes
 
 
 def cut_tokens(row: list[int], limit: int) -> list[int]:
@@ -94,6 +81,7 @@ class MaftPlusProcessor(ProcessorMixin):
         self.templates = None if templates is None else as_list(templates)
         self.training_classes = None if training_classes is None else parse_classes(training_classes)
         super().__init__(image_processor, tokenizer)
+        check_tokenizer(tokenizer)
 
     def __call__(
         self,
@@ -117,7 +105,8 @@ class MaftPlusProcessor(ProcessorMixin):
             `prompt_synonym_ids` (N,), and `seen_classes` (K,) where training classes are known.
 
         Raises:
-            ValueError: if both `images` and `text` are missing, or on labels that `parse_classes` refuses.
+            ValueError: if both `images` and `text` are missing, on labels that `parse_classes` refuses, and as the
+                image processor.
         """
         if images is None and text is None:
             raise ValueError("Give `images`, `text` (class names) or both.")
@@ -161,7 +150,9 @@ class MaftPlusProcessor(ProcessorMixin):
     def _tokenize(self, prompts: Prompts, classes: list[list[str]], limit: int) -> list[list[int]]:
         """Token ids of every prompt, cut to `limit` with a warning that names the class."""
         texts = [unescape(text) for text in prompts.texts]
-        rows = self.tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
+        options = {"padding": False, "truncation": False, "verbose": False}
+        options["split_special_tokens"] = True  # "<|endoftext|>" in a name is text, it ends nothing
+        rows = self.tokenizer(texts, **options)["input_ids"]
         cut = {class_id for row, class_id in zip(rows, prompts.class_ids) if len(row) > limit}
         for class_id in sorted(cut):
             name = ", ".join(classes[class_id])
@@ -181,255 +172,132 @@ class MaftPlusProcessor(ProcessorMixin):
         text = ["input_ids", "attention_mask", "prompt_class_ids", "prompt_synonym_ids"]
         return list(dict.fromkeys([*self.image_processor.model_input_names, *text]))
 
-    def post_process_semantic_segmentation(self, outputs, *args, **kwargs):
-        """See the image processor."""
-        return self.image_processor.post_process_semantic_segmentation(outputs, *args, **kwargs)
-
-    def post_process_instance_segmentation(self, outputs, *args, **kwargs):
-        """See the image processor."""
-        return self.image_processor.post_process_instance_segmentation(outputs, *args, **kwargs)
-
-    def post_process_panoptic_segmentation(self, outputs, *args, **kwargs):
-        """See the image processor."""
-        return self.image_processor.post_process_panoptic_segmentation(outputs, *args, **kwargs)
-
-
-class MaftPlusSegmentationPipeline(Pipeline):
-    """
-    Pictures and words in, segments out: `pipeline("image-segmentation", model=folder, trust_remote_code=True)`.
-
-    Class embeddings are computed once for a vocabulary and kept for the next calls of this object. The pictures of a
-    batch may differ in size: they are padded to the largest, as in training, so a result depends a little on its
-    batch.
-    """
-
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
-
-    def __init__(self, *args, **kwargs):
-        self._vocabularies: OrderedDict[tuple, dict[str, Tensor]] = OrderedDict()
-        super().__init__(*args, **kwargs)
-        if self.processor is None:
-            raise ValueError("`processor` is missing: pass a MaftPlusProcessor or a model folder that holds one.")
-
-    def _sanitize_parameters(
+    def post_process_semantic_segmentation(
         self,
-        candidate_labels: Sequence[ClassName] | None = None,
-        stuff_labels: Sequence[ClassName] | None = None,
-        timeout: float | None = None,
-        **postprocess: Any,
-    ) -> tuple[dict, dict, dict]:
-        postprocess = {name: value for name, value in postprocess.items() if value is not None}
-        _check_postprocess_names(postprocess)
-        preprocess = {} if timeout is None else {"timeout": timeout}
-        forward = {}
-        if candidate_labels is not None:
-            forward["classes"] = postprocess["classes"] = parse_classes(candidate_labels)
-        if stuff_labels is not None:
-            stuff_labels = as_list(stuff_labels)
-            postprocess["stuff_labels"] = parse_classes(stuff_labels) if stuff_labels else []
-        return preprocess, forward, postprocess
-
-    def __call__(
-        self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list:
         """
-        Args:
-            inputs: A picture or a list of pictures, each a path, a URL or a PIL image (`images=` works too).
-            candidate_labels (`list`, *optional*): Class names: strings with synonyms separated by commas, or lists of
-                synonyms. Default: the vocabulary stored in the model.
-            stuff_labels (`list`, *optional*): Those of them that are stuff: merged in panoptic results, left out of
-                instances. Default: the stored vocabulary's, or none.
-            subtask (`str`, *optional*, defaults to `"panoptic"`): Or `"instance"` or `"semantic"`.
-            threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): See the image processor; the
-                least score of an instance is 0.2 here unless `threshold` says otherwise.
-            num_workers, batch_size (`int`, *optional*): Processes that read pictures; pictures a step.
-            timeout (`float`, *optional*): Seconds to wait for a URL.
+        The best class of every pixel: a map (height, width) int64 a picture, with scores where asked for.
 
-        Returns:
-            For each picture a list of `{"label", "label_id", "score", "mask"}`: the class's first synonym, its index,
-            a score in [0, 1] (`None` for semantic results) and a black and white PIL image of the picture's size.
+        Args:
+            outputs: The model's.
+            target_sizes: (height, width) of every result; `None`: the unpadded input's.
+            return_segmentation_scores: Also give the scores of all classes.
 
         Raises:
-            ValueError: without labels, on labels, stuff labels, a subtask or a picture that cannot be used, on
-                thresholds outside of [0, 1], and on those that the subtask does not read.
+            ValueError: as the image processor's method, which says more.
         """
-        inputs = kwargs.pop("images", inputs)
-        if inputs is None:
-            raise ValueError("Give at least one picture: a path, a URL or a PIL image.")
-        inputs = list(inputs) if isinstance(inputs, tuple) else inputs
-        for name in kwargs.keys() & {"candidate_labels", "stuff_labels"}:  # read twice: here and by the base class
-            kwargs[name] = None if kwargs[name] is None else as_list(kwargs[name])
-        given = self._sanitize_parameters(**kwargs)[2]
-        post = {**self._postprocess_params, **given}
-        check_thresholds(post.get("subtask"), given)
-        self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
-        if isinstance(inputs, list) and not inputs:
-            return []
-        return super().__call__(inputs, num_workers=num_workers, batch_size=batch_size, **kwargs)
-
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        """A picture -> `inputs` (`pixel_values` (1, 3, H, W), `pixel_mask` (1, H, W)) and `target_size`."""
-        picture = open_picture(image, timeout=timeout)
-        inputs = self.processor(images=picture, return_tensors="pt")
-        return {"inputs": dict(inputs), "target_size": (picture.height, picture.width)}
-
-    def _forward(self, model_inputs: dict[str, Any], classes: list[list[str]] | None = None) -> ModelOutput:
-        inputs, target_sizes = model_inputs["inputs"], model_inputs["target_size"]
-        if not isinstance(inputs, list):
-            inputs, target_sizes = [inputs], [target_sizes]
-        batch = pad_to_largest(inputs)
-        batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
-        outputs = self.model(**batch, **self._vocabulary(classes))
-        kept = ("class_queries_logits", "masks_queries_logits", "unpadded_sizes", "padded_sizes")
-        return ModelOutput({name: outputs[name] for name in kept} | {"target_sizes": torch.tensor(target_sizes)})
-
-    def _vocabulary(self, classes: list[list[str]] | None) -> dict[str, Tensor]:
-        """Class embeddings of the words, computed unless they are among the last few; none for the stored ones."""
-        if classes is None:
-            return {}
-        key = (_frozen(classes), _frozen(self.processor.templates), _frozen(self.processor.training_classes))
-        if key not in self._vocabularies:
-            prompts = self.processor(text=classes, return_tensors="pt")
-            self._vocabularies[key] = self.model.encode_vocabulary(**prompts)
-            if len(self._vocabularies) > CACHED_VOCABULARIES:
-                self._vocabularies.popitem(last=False)
-        self._vocabularies.move_to_end(key)
-        return self._ensure_tensor_on_device(self._vocabularies[key], self.device)
-
-    def postprocess(
-        self,
-        model_outputs: ModelOutput,
-        classes: list[list[str]] | None = None,
-        stuff_labels: list[list[str]] | None = None,
-        subtask: str | None = None,
-        **thresholds: float,
-    ) -> list[dict[str, Any]]:
-        """One picture's outputs -> its segments; see `__call__`."""
-        classes, stuff_ids = self._classes_and_stuff(classes, stuff_labels)
-        stuff = torch.zeros(1, len(classes), dtype=torch.bool)
-        stuff[0, stuff_ids] = True
-        outputs = ModelOutput({**model_outputs, "stuff_classes": stuff})
-        segments = find_segments(self.processor, outputs, subtask or "panoptic", stuff_ids, **thresholds)
-        return [
-            {"score": score, "label": classes[label_id][0], "label_id": label_id, "mask": mask_image(mask)}
-            for label_id, score, mask in segments
-        ]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Model and processor in one folder, from which `pipeline` makes this again."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
-
-    def classes_and_stuff(
-        self,
-        candidate_labels: Sequence[ClassName] | None = None,
-        stuff_labels: Sequence[ClassName] | None = None,
-    ) -> tuple[list[list[str]], list[int]]:
-        """Synonyms of every class and the indices of stuff in a call with these words; raises as the call does."""
-        _, _, parameters = self._sanitize_parameters(candidate_labels, stuff_labels)
-        return self._classes_and_stuff(parameters.get("classes"), parameters.get("stuff_labels"))
-
-    def _classes_and_stuff(self, classes, stuff_labels) -> tuple[list[list[str]], list[int]]:
-        """The words in force and which of them are stuff: those of the call, else those stored in the model."""
-        stored = classes is None
-        classes = self.model.config.vocabulary if stored else classes
-        if classes is None:
-            raise ValueError("The model stores no vocabulary: pass `candidate_labels`, or use `model.set_vocabulary`.")
-        if stored and stuff_labels is None:
-            return classes, list(self.model.config.stuff_ids or [])
-        return classes, find_label_ids(classes, stuff_labels)
-
-
-def _check_postprocess_names(parameters: dict[str, Any]) -> None:
-    known = ("subtask", *THRESHOLDS["panoptic"])
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise ValueError(
-            f"Unknown argument {', '.join(unknown)}; this pipeline takes {', '.join(known)} and the labels."
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes=target_sizes, return_segmentation_scores=return_segmentation_scores
         )
-    subtask = parameters.get("subtask")
-    if subtask not in (None, *SUBTASKS):
-        raise ValueError(f"`subtask` must be one of {', '.join(SUBTASKS)}, got {subtask!r}.")
-    check_thresholds(subtask, parameters)
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = DEFAULT_THRESHOLD,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.0,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+        label_ids_to_fuse: Iterable[int] | None = None,
+        top_k: int = 100,
+    ) -> list[dict[str, Any]]:
+        """
+        Objects that may overlap, best first: `segmentation` and `segments_info` for every picture.
+
+        Args:
+            outputs, target_sizes: As above.
+            threshold: Least score of an object (0.2); metrics, which want all, pass 0.
+            mask_threshold: A mask is the pixels with a higher probability.
+            overlap_mask_area_threshold: Least visible share of an object in the id map.
+            return_coco_annotation, return_binary_maps: Run lengths, or (N, height, width) bool, not an id map.
+            label_ids_to_fuse: Classes that are stuff, which is left out.
+            top_k: Most pairs of query and class that are looked at.
+
+        Raises:
+            ValueError, ImportError: as the image processor's method, which says more.
+        """
+        return self.image_processor.post_process_instance_segmentation(
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+            target_sizes=target_sizes,
+            return_coco_annotation=return_coco_annotation,
+            return_binary_maps=return_binary_maps,
+            label_ids_to_fuse=label_ids_to_fuse,
+            top_k=top_k,
+        )
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = DEFAULT_THRESHOLD,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.7,
+        label_ids_to_fuse: Iterable[int] | None = None,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Segments that do not overlap, things one by one, stuff merged by class: `segmentation` (height, width) int32
+        with 0 for void, and `segments_info`, for every picture.
+
+        Args:
+            outputs, target_sizes: As above.
+            threshold: Least class score of a segment.
+            mask_threshold: Least mask probability of its pixels.
+            overlap_mask_area_threshold: Least share of its mask that it must win.
+            label_ids_to_fuse: Classes that are stuff.
+
+        Raises:
+            ValueError: as the image processor's method, which says more.
+        """
+        return self.image_processor.post_process_panoptic_segmentation(
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+            label_ids_to_fuse=label_ids_to_fuse,
+            target_sizes=target_sizes,
+        )
+
+    def check_text_tower(self, text_config: Any) -> None:
+        """Raises ValueError unless the tokenizer is that of a model's text tower; see `check_tokenizer`."""
+        check_tokenizer(self.tokenizer, text_config)
 
 
-def check_thresholds(subtask: str | None, parameters: dict[str, Any]) -> None:
+def check_tokenizer(tokenizer: Any, text_config: Any = None) -> None:
     """
+    Whether words get ids that a text tower knows; it reads its feature at the end token, so both must mean the same.
+
     Args:
-        subtask: One of `SUBTASKS`; `None`: whichever, only the range is looked at.
-        parameters: Thresholds by name, among others.
+        tokenizer: CLIP's.
+        text_config: The text tower's configuration; `None`: only whether the tokenizer knows any letter.
 
     Raises:
-        ValueError: on a threshold that the subtask does not read, which would be ignored, or one outside of [0, 1].
+        ValueError: if it knows none, as one whose files are missing, or is another model's.
     """
-    given = {name: parameters[name] for name in THRESHOLDS["panoptic"] if name in parameters}
-    for name in given:
-        if subtask is not None and name not in THRESHOLDS[subtask]:
-            raise ValueError(f"`{name}` has no effect on {subtask} results; leave it out.")
-    check_shares(**given)
-
-
-def _frozen(names: Sequence | None) -> tuple | None:
-    if names is None:
-        return None
-    return tuple(name if isinstance(name, str) else tuple(name) for name in names)
-
-
-def open_picture(image: Any, timeout: float | None = None) -> Image.Image:
-    """
-    A picture (path, URL, PIL image, array) as PIL image: RGB, 8 bits, upright. `timeout`: seconds to wait for a URL.
-
-    Raises:
-        ValueError: if it cannot be read (broken, no picture, far too large, no such file); the message names it.
-    """
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        try:
-            image = load_image(image, timeout=timeout)
-        except Exception as error:  # what fetching raises depends on the version of the library that fetches
-            raise ValueError(f"{image}: cannot be fetched as a picture ({error}).") from error
-    return read_picture(image)
-
-
-def pad_to_largest(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Pictures of several sizes in one batch: zeros at the bottom and right, as the image processor pads."""
-    height, width = (max(one["pixel_values"].shape[axis] for one in inputs) for axis in (-2, -1))
-
-    def grow(tensor: Tensor) -> Tensor:
-        return F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
-
-    return {name: torch.cat([grow(one[name]) for one in inputs]) for name in ("pixel_values", "pixel_mask")}
-
-
-def find_segments(
-    processor: Any, outputs: ModelOutput, subtask: str, stuff_ids: Sequence[int], **thresholds: float
-) -> list[tuple[int, float | None, Tensor]]:
-    """Class, score and mask (h, w) bool of every segment of one picture, in the order of the post-processing."""
-    sizes = [tuple(size) for size in outputs["target_sizes"].tolist()]
-    if subtask == "semantic":
-        labels = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
-        return [(int(label), None, labels == label) for label in labels.unique()]
-    if subtask == "instance":
-        thresholds = {"threshold": INSTANCE_THRESHOLD, **thresholds}
-        result = processor.post_process_instance_segmentation(
-            outputs, target_sizes=sizes, return_binary_maps=True, **thresholds
-        )[0]
-        pairs = zip(result["segments_info"], result["segmentation"])
-        return [(info["label_id"], info["score"], mask > 0) for info, mask in pairs]
-    result = processor.post_process_panoptic_segmentation(
-        outputs, target_sizes=sizes, label_ids_to_fuse=set(stuff_ids), **thresholds
-    )[0]
-    infos, ids = result["segments_info"], result["segmentation"]
-    return [(info["label_id"], info["score"], ids == info["id"]) for info in infos]
-
-
-def mask_image(mask: Tensor) -> Image.Image:
-    """(h, w) bool -> black and white picture (0 and 255)."""
-    return Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    if set(tokenizer("a")["input_ids"]) <= special:
+        raise ValueError(
+            "The tokenizer knows no letter, so all words would look alike: `tokenizer.json` is missing from the model "
+            "folder. Save the processor into it, or convert the checkpoint with `--tokenizer`."
+        )
+    if text_config is None:
+        return
+    largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
+    wanted = largest if text_config.eos_token_id == 2 else text_config.eos_token_id  # 2 in CLIP's old files: the last
+    if largest >= text_config.vocab_size or end != wanted:
+        raise ValueError(
+            f"The tokenizer is another model's: ids up to {largest}, end token {end}; the text tower has "
+            f"{text_config.vocab_size} tokens, end token {text_config.eos_token_id}. Give the one that it was trained "
+            "with (`tokenizer`, `--tokenizer`)."
+        )
 
 
 MaftPlusProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["VILD_TEMPLATES", "MaftPlusProcessor", "MaftPlusSegmentationPipeline"]
+__all__ = ["VILD_TEMPLATES", "MaftPlusProcessor", "MaftPlusSegmentationPipeline", "check_tokenizer"]

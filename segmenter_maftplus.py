@@ -20,7 +20,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_maftplus import MaftPlusConfig
-from .layers_maftplus import MaftPlusLinear
+from .layers_maftplus import (
+    MaftPlusAttention,
+    MaftPlusLinear,
+    MaftPlusMLP,
+    pool_masks,
+    position_tokens,
+    relu,
+    to_tokens,
+)
 
 NUM_NORM_GROUPS = 32
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
@@ -109,16 +117,16 @@ class MaftPlusPixelDecoder(nn.Module):
         levels = [project(x) for project, x in zip(self.input_projections, reversed(coarser))]
         levels = self._refine(levels)  # coarse to fine
         upsampled = F.interpolate(levels[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False)
-        fused = _relu(self.output(self.lateral(finest) + upsampled))
+        fused = relu(self.output(self.lateral(finest) + upsampled))
         return self.mask_features(fused), levels
 
     def _refine(self, levels: list[Tensor]) -> tuple[Tensor, ...]:
         sizes = [tuple(x.shape[-2:]) for x in levels]
         position = torch.cat(
-            [_position_tokens(x) + embed.to(x.dtype) for x, embed in zip(levels, self.level_embed)], dim=1
+            [position_tokens(x) + embed.to(x.dtype) for x, embed in zip(levels, self.level_embed)], dim=1
         )
         anchors = _anchors(sizes, self.layers[0].self_attn.grid[-1], levels[0].device)
-        tokens = torch.cat([_to_tokens(x) for x in levels], dim=1)  # (B, S, C)
+        tokens = torch.cat([to_tokens(x) for x in levels], dim=1)  # (B, S, C)
         for layer in self.layers:
             tokens = layer(tokens, position, anchors, sizes)
         parts = tokens.split([height * width for height, width in sizes], dim=1)
@@ -152,7 +160,7 @@ class MaftPlusDeformableLayer(GradientCheckpointingLayer):
         """Tokens (B, S, C), their position (1, S, C) and their `_anchors` (2, S, 1, L * P) -> (B, S, C)."""
         attended = self.self_attn(tokens + position, tokens, anchors, sizes)
         tokens = self.self_attn_layer_norm(tokens + attended)
-        return self.final_layer_norm(tokens + self.fc2(_relu(self.fc1(tokens))))
+        return self.final_layer_norm(tokens + self.fc2(relu(self.fc1(tokens))))
 
 
 class MaftPlusDeformableAttention(nn.Module):
@@ -176,36 +184,6 @@ class MaftPlusDeformableAttention(nn.Module):
         x, y = (offset + anchor for offset, anchor in zip(offsets.unbind(-1), anchors))  # (B, S, M, L * P)
         weights = _softmax_of_few(self.attention_weights(query).unflatten(-1, (heads, levels * points)).float())
         return self.output_proj(_sample(value, sizes, x, y, weights))
-
-
-def multi_scale_deformable_attention(
-    value: Tensor, spatial_shapes: Sizes | Tensor, sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
-    """
-    Weighted sum of bilinear samples over all levels, as one gather: arXiv 2010.04159, equation 3.
-
-    Each sample is four neighbouring tokens, so the result is a weighted sum of L * P * 4 rows of `value` for every
-    query and head. Neighbours outside the map count zero. Differentiable in all three tensors.
-
-    Args:
-        value: Tokens of all levels, (B, S, M, E).
-        spatial_shapes: (height, width) of every level in the order of the tokens; L pairs or an (L, 2) tensor.
-        sampling_locations: (B, queries, M, L, P, 2) as (x, y), 0 and 1 being the outer edges of the map.
-        attention_weights: (B, queries, M, L, P).
-
-    Returns:
-        (B, queries, M * E), of `value`'s dtype. Places and bilinear weights are computed in float32.
-
-    Raises:
-        ValueError: if `spatial_shapes` does not add up to the number of tokens.
-    """
-    sizes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
-    if sum(h * w for h, w in sizes) != value.shape[1]:
-        raise ValueError(f"`spatial_shapes` {list(sizes)} do not add up to the {value.shape[1]} tokens of `value`.")
-    locations = sampling_locations.float().flatten(3, 4)  # (B, queries, M, L * P, 2)
-    heights, widths = _extents(sizes, sampling_locations.shape[4], locations)
-    x, y = locations[..., 0] * widths - 0.5, locations[..., 1] * heights - 0.5
-    return _sample(value, sizes, x, y, attention_weights.float().flatten(3))
 
 
 def _sample(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
@@ -311,13 +289,15 @@ class MaftPlusMaskDecoder(nn.Module):
             visible = self._visible(normed, level_features[level])  # (B, Q, h_l * w_l)
             queries = layer(queries, query_position, *memories[level], visible)
         predicting.append(self.layer_norm(queries))
-        found = self._predict(torch.cat(predicting, dim=1), mask_features)  # all at once: one gradient of the features
-        return list(zip(*(part.split(queries.shape[1], dim=1) for part in found)))
+        # All at once: one gradient of the features.
+        logits, class_embeds = self._predict(torch.cat(predicting, dim=1), mask_features)
+        num_queries = queries.shape[1]
+        return list(zip(logits.split(num_queries, dim=1), class_embeds.split(num_queries, dim=1)))
 
     def _memory(self, index: int, level: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a level, (B, h_l * w_l, C); only keys carry the position."""
-        value = _to_tokens(level) + self.level_embed.weight[index]
-        return value + _position_tokens(level), value
+        value = to_tokens(level) + self.level_embed.weight[index]
+        return value + position_tokens(level), value
 
     def _visible(self, normed: Tensor, level_features: Tensor) -> Tensor:
         """
@@ -356,87 +336,7 @@ class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
         queries = self.cross_attn_layer_norm(queries + attended)
         placed = queries + position
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
-        return self.final_layer_norm(queries + self.fc2(_relu(self.fc1(queries))))
-
-
-class MaftPlusAttention(nn.Module):
-    """Multi-head attention with queries, keys and values given apart; fused (scaled dot product)."""
-
-    def __init__(self, hidden_dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_proj = MaftPlusLinear(hidden_dim, hidden_dim)
-        self.k_proj = MaftPlusLinear(hidden_dim, hidden_dim)
-        self.v_proj = MaftPlusLinear(hidden_dim, hidden_dim)
-        self.out_proj = MaftPlusLinear(hidden_dim, hidden_dim)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """
-        (B, Q, C), (B, S, C), (B, S, C) -> (B, Q, C).
-
-        `attention_mask` is boolean (`True`: may look) or additive, and broadcasts to (B, M, Q, S); every query must
-        be allowed to look somewhere.
-        """
-        query, key, value = (
-            self._heads(self.q_proj(query)),
-            self._heads(self.k_proj(key)),
-            self._heads(self.v_proj(value)),
-        )
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-    def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, M, tokens, E)
-
-
-class MaftPlusMLP(nn.Module):
-    """Three linear layers with ReLU between them."""
-
-    def __init__(self, hidden_dim: int, output_dim: int):
-        super().__init__()
-        sizes = (hidden_dim, hidden_dim, hidden_dim, output_dim)
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:]))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        first, second, last = self.layers
-        return last(second(first(tokens).relu()).relu())
-
-
-def _relu(values: Tensor) -> Tensor:
-    """In place where no gradient needs the input: a fresh map costs page faults, and autograd copies views."""
-    return values.relu() if torch.is_grad_enabled() else values.relu_()
-
-
-def pool_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
-    """
-    Mean of `features` (B, C, h, w) inside every mask, where `mask_logits` (B, Q, h, w) > 0 -> (B, Q, C).
-
-    An empty mask gives zeros. No gradient reaches `mask_logits`.
-    """
-    inside = (mask_logits > 0).flatten(2).to(features.dtype)
-    area = inside.sum(-1, keepdim=True, dtype=torch.float32) + 1e-8
-    return (inside @ features.flatten(2).transpose(1, 2) / area).to(features.dtype)
-
-
-def sine_position_embedding(
-    height: int, width: int, num_features_per_axis: int, device: Any = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """
-    Sine encoding of the pixels of a map, (1, 2 * num_features_per_axis, height, width), rows before columns.
-
-    Position i of k counts (i + 1) / (k + 1e-6) turns; sine and cosine alternate (arXiv 2005.12872, released code).
-    """
-    rows = _axis_encoding(height, num_features_per_axis, device).to(dtype)[:, :, None].expand(-1, -1, width)
-    columns = _axis_encoding(width, num_features_per_axis, device).to(dtype)[:, None, :].expand(-1, height, -1)
-    return torch.cat([rows, columns]).unsqueeze(0)
-
-
-def _axis_encoding(extent: int, num_features: int, device: Any) -> Tensor:
-    """One axis, (num_features, extent); kept apart because the two axes do not mix."""
-    turns = torch.arange(1, extent + 1, device=device, dtype=torch.float32) / (extent + 1e-6) * (2 * math.pi)
-    pair = torch.arange(num_features, device=device) // 2
-    angles = turns / 10000 ** (2 * pair / num_features)[:, None]
-    return torch.stack([angles[0::2].sin(), angles[1::2].cos()], dim=1).flatten(0, 1)
+        return self.final_layer_norm(queries + self.fc2(relu(self.fc1(queries))))
 
 
 def _anchors(sizes: Sizes, points: int, device: Any) -> Tensor:
@@ -453,17 +353,6 @@ def _anchors(sizes: Sizes, points: int, device: Any) -> Tensor:
     x, y = torch.cat(centres, dim=1)[..., None, None]  # (S, 1, 1) each, in [0, 1]
     heights, widths = _extents(sizes, points, x)
     return torch.stack([x * widths - 0.5, y * heights - 0.5])
-
-
-def _position_tokens(level: Tensor) -> Tensor:
-    """Sine encoding of a level (B, C, h, w) as tokens, (1, h * w, C)."""
-    channels, height, width = level.shape[1:]
-    return _to_tokens(sine_position_embedding(height, width, channels // 2, level.device, level.dtype))
-
-
-def _to_tokens(feature_map: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h * w, C)."""
-    return feature_map.flatten(2).transpose(1, 2)
 
 
 def _resize(feature_map: Tensor, size: Sequence[int]) -> Tensor:
@@ -520,12 +409,4 @@ def _zero_bias(part: nn.Module) -> None:
         init.zeros_(part.bias)
 
 
-__all__ = [
-    "MaftPlusAttention",
-    "MaftPlusSegmenter",
-    "MaftPlusSegmenterOutput",
-    "init_segmenter_weights",
-    "multi_scale_deformable_attention",
-    "pool_masks",
-    "sine_position_embedding",
-]
+__all__ = ["MaftPlusSegmenter", "MaftPlusSegmenterOutput", "init_segmenter_weights"]

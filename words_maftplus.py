@@ -7,6 +7,7 @@ Shapes: K classes, P synonyms, N prompts (P times the number of templates).
 """
 
 import html
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ VILD_TEMPLATES = (
 )
 
 ClassName = str | Sequence[str]
+MAX_NAME_LENGTH = 1_000  # characters of a synonym or template; a prompt is cut at 77 tokens anyway
+MAX_SYNONYMS = 100_000  # of all classes of a call
 
 
 class Prompts(NamedTuple):
@@ -47,20 +50,20 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
             split). A string alone is *one* class: "cat, kitten" is not two.
 
     Raises:
-        ValueError: without labels, with an empty label or synonym, or if two labels have the same synonyms.
+        ValueError: without labels, with an empty label or synonym, one of more than 1,000 characters or with half a
+            surrogate pair, more than 100,000 synonyms, or if two labels have the same synonyms in whatever order.
     """
     labels = as_list(labels)
     if not labels:
         raise ValueError("`text` (the labels) is empty; give at least one class name.")
     classes = [_synonyms(label, index) for index, label in enumerate(labels)]
+    if (total := sum(map(len, classes))) > MAX_SYNONYMS:
+        raise ValueError(f"The labels have {total:,} synonyms; at most {MAX_SYNONYMS:,} are taken at once.")
     first_index = {}
     for index, synonyms in enumerate(classes):
-        key = frozenset(map(canonical_name, synonyms))
-        if key in first_index:
-            raise ValueError(
-                f"Label {index} ({', '.join(synonyms)!r}) repeats label {first_index[key]}; give every label once."
-            )
-        first_index[key] = index
+        first = first_index.setdefault(class_key(synonyms), index)
+        if first != index:
+            raise ValueError(f"Label {index} ({', '.join(synonyms)!r}) repeats label {first}; give every label once.")
     return classes
 
 
@@ -73,42 +76,60 @@ def _synonyms(label: ClassName, index: int) -> list[str]:
     if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
     synonyms = label.split(",") if isinstance(label, str) else label
+    for name in synonyms:
+        _check_text(name, f"Label {index}")
     synonyms = [name.strip() for name in synonyms]
     if not synonyms or not all(map(canonical_name, synonyms)):  # "&nbsp;" is empty too
-        raise ValueError(f"Label {index} ({label!r}) is empty or has an empty synonym; remove it or the extra comma.")
+        shown = repr(label)[:200]
+        raise ValueError(f"Label {index} ({shown}) is empty or has an empty synonym; remove it or the extra comma.")
     return synonyms
+
+
+def _check_text(text: str, what: str) -> None:
+    if len(text) > MAX_NAME_LENGTH:
+        raise ValueError(f"{what} has {len(text):,} characters, at most {MAX_NAME_LENGTH:,} are taken: {text[:40]!r}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} ({text!r}) holds half a surrogate pair, which is no text; mend it.") from error
 
 
 def canonical_name(name: str) -> str:
     """What the tokenizer makes of a name before it cuts it into tokens: names that agree here are the same name."""
-    return " ".join(unescape(name).split()).lower()
+    return " ".join(unicodedata.normalize("NFC", unescape(name)).split()).lower()
+
+
+def class_key(synonyms: Iterable[str]) -> frozenset[str]:
+    """Its names in canonical form: classes whose keys agree are the same, in whatever order their synonyms are."""
+    return frozenset(map(canonical_name, synonyms))
 
 
 def unescape(text: str) -> str:
+    """HTML's entities read as CLIP reads them, twice."""
     return html.unescape(html.unescape(text))
 
 
 def find_label_ids(classes: list[list[str]], labels: Sequence[ClassName] | None) -> list[int]:
     """
-    Index of every class that `labels` (the stuff, say) names, ascending: by all its synonyms or by its first one.
+    Index of every class that `labels` (the stuff, say) names, ascending: by all its synonyms, in any order, or by
+    its first one.
 
     Raises:
         ValueError: if a label is not among the classes.
     """
     if labels is None or not (labels := as_list(labels)):
         return []
-    names: dict[tuple[str, ...], set[int]] = {}
+    indices: dict[frozenset[str], set[int]] = {}
     for index, synonyms in enumerate(classes):
-        key = tuple(map(canonical_name, synonyms))
-        names.setdefault(key, set()).add(index)
-        names.setdefault(key[:1], set()).add(index)
-    found = set()
+        for names in (synonyms, synonyms[:1]):
+            indices.setdefault(class_key(names), set()).add(index)
+    label_ids = set()
     for synonyms in parse_classes(labels):
-        key = tuple(map(canonical_name, synonyms))
-        if key not in names:
+        key = class_key(synonyms)
+        if key not in indices:
             raise ValueError(f"Stuff label {', '.join(synonyms)!r} is not among the labels; add it there.")
-        found |= names[key]
-    return sorted(found)
+        label_ids |= indices[key]
+    return sorted(label_ids)
 
 
 def find_seen_classes(classes: list[list[str]], training_classes: Sequence[ClassName]) -> list[bool]:
@@ -119,15 +140,18 @@ def find_seen_classes(classes: list[list[str]], training_classes: Sequence[Class
 
 def build_prompts(classes: list[list[str]], templates: str | Sequence[str] | None = VILD_TEMPLATES) -> Prompts:
     """
+    Every synonym in every template.
+
     Args:
         classes: Synonyms of every class, as `parse_classes` returns them.
         templates: Sentences with `{}` for the name, or a single one; `None` or none at all: the name itself.
 
     Raises:
-        ValueError: if a template lacks `{}`.
+        ValueError: if a template lacks `{}` or is no text of at most 1,000 characters.
     """
     templates = as_list(templates or "{}")
     for template in templates:
+        _check_text(template, "A template")
         if "{}" not in template:
             raise ValueError(f"Template {template!r} has no `{{}}` for the class name.")
     synonyms = [(index, name) for index, names in enumerate(classes) for name in names]
@@ -145,6 +169,7 @@ __all__ = [
     "Prompts",
     "build_prompts",
     "canonical_name",
+    "class_key",
     "find_label_ids",
     "find_seen_classes",
     "parse_classes",

@@ -22,10 +22,9 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from transformers.utils import ModelOutput
 
-from maftplus.pictures.overlay import Segment
-from maftplus.image_processing_maftplus import read_picture
-from maftplus.processing_maftplus import check_thresholds, find_segments
-
+from maftplus.pictures.segments import Segment
+from maftplus.pipeline_maftplus import check_thresholds, find_segments
+from maftplus.reading_maftplus import read_picture
 
 BATCH_SIZE = 8  # frames a step
 LARGEST_GRID = 96  # points a side of the masks that are compared
@@ -204,7 +203,9 @@ class QueryEvidence:
         padded, unpadded = (outputs[name][0].tolist() for name in ("padded_sizes", "unpadded_sizes"))
         extents = [edge * part / whole for edge, part, whole in zip(logits.shape[1:], unpadded, padded)]
         points = [np.arange(step // 2, round(extent), step) for extent in extents]
-        self.shares = [(axis + 0.5) / extent for axis, extent in zip(points, extents)]  # of the picture's height, width
+        self.shares = [
+            (axis + 0.5) / extent for axis, extent in zip(points, extents)
+        ]  # of the picture's height, width
         self.masks = (logits.numpy()[:, points[0]][:, :, points[1]] > 0).reshape(len(logits), -1).astype(np.float32)
         self.areas = self.masks.sum(1)
         self.embeds = outputs["mask_embeds"][0].float().numpy()

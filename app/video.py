@@ -22,7 +22,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from maftplus.app.tracking import BATCH_SIZE, TrackOptions, track
-from maftplus.pictures.overlay import Segment, paint_segments, segment_colour
+from maftplus.pictures.overlay import paint_segments, segment_colour
+from maftplus.pictures.segments import Segment
 from maftplus.postprocessing_maftplus import run_lengths
 
 logger = logging.get_logger(__name__)

@@ -30,8 +30,9 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
+from maftplus.layers_maftplus import pool_masks
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.segmenter_maftplus import MaftPlusSegmenter, MaftPlusSegmenterOutput, pool_masks
+from maftplus.segmenter_maftplus import MaftPlusSegmenter, MaftPlusSegmenterOutput
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

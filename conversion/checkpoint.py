@@ -5,8 +5,11 @@ A checkpoint is `torch.save`'s file or safetensors, or a folder that holds one. 
 """
 
 import json
+import os
 import pickle
+import re
 import shutil
+import socket
 import struct
 import tempfile
 import warnings
@@ -17,13 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SMALL_FILES = 10_000_000  # tokenizer, code and card, generously
 WRAPPERS = ("model", "state_dict", "model_state_dict")
+MAX_WRAPPERS = 4  # one in the other; a dictionary may contain itself
+MAX_TENSORS, LONGEST_NAME = 50_000, 500  # far beyond any released checkpoint
+STAGING_ENDING = ".maftplus-unfinished"
 PREFIXES = ("module.", "_orig_mod.")
 WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -69,16 +77,17 @@ def read_state(source: Path) -> dict[str, Tensor]:
     """
     path = find_weights(Path(source))
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    return unwrap(content, path)
+    state = unwrap(content, path)
+    _check_tensors(state, path)
+    return state
 
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """The dictionary of tensors inside `content`; see `read_state`."""
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[key] for key in WRAPPERS if key in content), None)
-        if inner is None:
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(content, Mapping) or any(isinstance(value, Tensor) for value in content.values()):
             break
-        content = inner
+        content = next((content[key] for key in WRAPPERS if key in content), None)
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(
             f"{path}: found no dictionary of tensors, neither at the top nor under {', '.join(WRAPPERS)}."
@@ -96,11 +105,35 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless every tensor is an ordinary one whose values are all in the file."""
+    if len(state) > MAX_TENSORS or max(map(len, state)) > LONGEST_NAME:
+        raise CheckpointError(
+            f"{path}: {len(state)} tensors, the longest name has {max(map(len, state))} characters; "
+            f"at most {MAX_TENSORS} and {LONGEST_NAME} are read."
+        )
+    for name, tensor in state.items():
+        if reason := _why_unusable(tensor):
+            raise CheckpointError(f"{path}: `{name}` {reason}; save plain tensors of floating-point numbers.")
+
+
+def _why_unusable(tensor: Tensor) -> str | None:
+    if tensor.layout != torch.strided:
+        return f"is sparse ({tensor.layout})"
+    if tensor.is_quantized or tensor.is_complex():
+        return f"is of type {tensor.dtype}"
+    if tensor.is_meta:
+        return "has no values (it was saved on the meta device)"
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        return "repeats its values (an expanded view), so the file does not hold all of them"
+    return None
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)  # memory-mapped
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cut short or no safetensors file ({error}).") from error
+    except Exception as error:  # SafetensorError and OSError; KeyError for types that torch does not have
+        raise CheckpointError(f"{path}: cut short or no safetensors file ({_first_line(error)}).") from error
 
 
 def _load_pickle(path: Path) -> Any:
@@ -111,7 +144,7 @@ def _load_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_explain_refusal(path, error)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file: RuntimeError, EOFError, struct.error, IndexError, ...
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path}: a TorchScript archive holds code, which is not run. Save its `state_dict()` instead."
@@ -173,11 +206,41 @@ def new_folders(outs: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _staging_folder(out: Path) -> Path:
+    """A new folder beside `out`, whose name says which process of which machine fills it."""
+    prefix = f".{out.name}.{_host_name()}.{os.getpid()}."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        _remove_abandoned(out.parent)
+        return Path(tempfile.mkdtemp(prefix=prefix, suffix=STAGING_ENDING, dir=out.parent))
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be made ({error.strerror or error}).") from error
+
+
+def _host_name() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what conversions left in `folder` that were killed on this machine; name what another one may fill."""
+    for staging in folder.glob(f".*{STAGING_ENDING}"):
+        parts = staging.name.removesuffix(STAGING_ENDING).split(".")
+        if not staging.is_dir() or len(parts) < 5 or not parts[-2].isdecimal():
+            continue
+        if parts[-3] != _host_name():
+            logger.warning(f"{staging}: an unfinished conversion of another machine; remove it if none is running.")
+        elif not _is_running(int(parts[-2])):
+            shutil.rmtree(staging, ignore_errors=True)
+            logger.warning(f"{staging}: removed, a conversion that was killed had left it.")
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)  # asks, kills nothing
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def _rename_all(stagings: Sequence[Path], outs: Sequence[Path]) -> None:
@@ -204,6 +267,9 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, show_progress: 
     Write `tensors` to `path`, one at a time: memory-mapped checkpoints never lie in memory as a whole.
 
     `safetensors.torch.save_file` copies everything first in older releases. Floats become float32, whatever they were.
+
+    Raises:
+        CheckpointError: if a value is not finite as float32.
     """
     names = sorted(tensors)
     header, offset = {"__metadata__": {"format": "pt"}}, 0
@@ -221,15 +287,18 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path, show_progress: 
     with path.open("wb") as file, tqdm(total=offset, unit="B", unit_scale=True, disable=not show_progress) as bar:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
-            bar.update(file.write(_as_bytes(tensors[name])))
+            bar.update(file.write(_as_bytes(tensors[name], name)))
 
 
 def _saved_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
-def _as_bytes(tensor: Tensor) -> memoryview:
+def _as_bytes(tensor: Tensor, name: str) -> memoryview:
     flat = tensor.detach().to("cpu", _saved_dtype(tensor)).contiguous().reshape(-1)
+    if flat.is_floating_point() and not flat.isfinite().all():
+        bad = flat.numel() - int(flat.isfinite().sum())
+        raise CheckpointError(f"`{name}` holds {bad} values of {flat.numel()} that are NaN or infinite in float32.")
     return memoryview(flat.view(torch.uint8).numpy())
 
 

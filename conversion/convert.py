@@ -42,18 +42,14 @@ from maftplus.conversion.rename import (
     convert_maft_model_state,
     convert_maft_state,
     convert_maftplus_state,
-    convert_open_clip_state,
-    convert_openai_clip_state,
     convert_state,
     dropped,
     original_name,
-    renamed,
-    teacher_state,
 )
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.processing_maftplus import MaftPlusProcessor, check_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -222,6 +218,11 @@ def check_shapes(tensors: dict[str, Tensor], model: PreTrainedModel, table: str)
     problems = [f"{_both_names(name, table)} is missing" for name in expected if name not in tensors]
     problems += [f"{_both_names(name, table)} has no place in the model" for name in tensors if name not in expected]
     problems += [
+        f"{_both_names(name, table)} is of type {tensors[name].dtype}, the model wants floating-point numbers"
+        for name, wanted in expected.items()
+        if name in tensors and wanted.is_floating_point() and not tensors[name].is_floating_point()
+    ]
+    problems += [
         f"{_both_names(name, table)} has shape {tuple(tensors[name].shape)}, the model wants {tuple(wanted.shape)}"
         for name, wanted in expected.items()
         if name in tensors and tensors[name].shape != wanted.shape
@@ -242,7 +243,7 @@ def read_overrides(config_file: str | Path | None) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{config_file}: no readable JSON configuration ({error}).") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{config_file}: expected a JSON object with fields of the configuration.")
@@ -282,9 +283,10 @@ def load_tokenizer(tokenizer: str | Path | None, source: Path) -> CLIPTokenizer 
             return clip_tokenizer_from_bpe(tokenizer)
         _require_tokenizer(tokenizer)
         return CLIPTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError, HFValidationError) as error:
+    except Exception as error:  # the library of tokenizers raises bare Exceptions over damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{tokenizer}: found no CLIP tokenizer there ({str(error).splitlines()[0]}). "
+            f"{tokenizer}: found no CLIP tokenizer there ({reason}). "
             f"Give `tokenizer` (`--tokenizer`): a folder, a Hub name, or OpenAI's {BPE_FILE}."
         ) from error
 
@@ -299,7 +301,10 @@ def build_processor(
     image_processor = MaftPlusImageProcessorPil(**settings)
     if tokenizer is None:
         return image_processor
-    _check_tokenizer(tokenizer, getattr(conversion.config, "clip_config", conversion.config).text_config)
+    try:
+        check_tokenizer(tokenizer, getattr(conversion.config, "clip_config", conversion.config).text_config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if conversion.kind == "fcclip" and training_classes is None:
         logger.warning("Without `training_classes` FC-CLIP's ensemble takes every class for unseen (weight 0.8).")
     return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes)
@@ -322,9 +327,10 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 def _write(conversion: Conversion, processor, folder: Path, show_progress: bool) -> None:
     """Weights, configuration, processor, code and card, as `save_pretrained` lays them."""
     require_space(folder, sum(tensor.numel() * 4 for tensor in conversion.tensors.values()))
-    write_safetensors(conversion.tensors, folder / WEIGHTS_FILE, show_progress)
-    for name, tensors in conversion.extra_files.items():
-        write_safetensors(tensors, folder / name)
+    with _naming(conversion.path):
+        write_safetensors(conversion.tensors, folder / WEIGHTS_FILE, show_progress)
+        for name, tensors in conversion.extra_files.items():
+            write_safetensors(tensors, folder / name)
     config, model = conversion.config, conversion.model
     config.architectures, config.dtype = [type(model).__name__], torch.float32
     processor.save_pretrained(folder)
@@ -344,16 +350,6 @@ def _require_tokenizer(tokenizer: str | Path) -> None:
         raise OSError(f"the folder holds none of {', '.join(TOKENIZER_FILES)}")
 
 
-def _check_tokenizer(tokenizer: CLIPTokenizer, text_config: PreTrainedConfig) -> None:
-    """The text tower reads its feature at the end token, so both must mean the same id."""
-    largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
-    if largest >= text_config.vocab_size or end != text_config.eos_token_id:
-        raise CheckpointError(
-            f"The tokenizer is another model's: ids up to {largest}, end token {end}; the text tower has "
-            f"{text_config.vocab_size} tokens, end token {text_config.eos_token_id}. Give `tokenizer` (`--tokenizer`)."
-        )
-
-
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Put the file's name before whatever is wrong with its content."""
@@ -361,6 +357,11 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: its shapes, with the configuration file if one was given, make no model that is known here "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def _both_names(name: str, table: str) -> str:
@@ -418,15 +419,7 @@ __all__ = [
     "build_processor",
     "check_shapes",
     "convert",
-    "convert_maft_model_state",
-    "convert_maft_state",
-    "convert_maftplus_state",
-    "convert_open_clip_state",
-    "convert_openai_clip_state",
-    "convert_state",
     "inspect_checkpoint",
     "load_tokenizer",
     "plan_conversion",
-    "renamed",
-    "teacher_state",
 ]

@@ -3,6 +3,8 @@
 Published results stand there as published by the papers' authors; nothing in a card is measured by the conversion.
 """
 
+import re
+
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedConfig
 
@@ -70,7 +72,7 @@ def model_card(
         f"---\n{_metadata(kind, name, config)}\n---",
         f"# {title}",
         f"Weights in the format released with {paper} ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv}), "
-        f"[original code]({repository})), converted from `{source_name}`. The numbers are the original's; "
+        f"[original code]({repository})), converted from {code_span(source_name)}. The numbers are the original's; "
         "only names and file format changed.",
         f"## Use\n\n{usage}",
         "## Conversion\n\n" + "\n".join(f"- {note}" for note in notes),
@@ -78,6 +80,14 @@ def model_card(
         *_license_note(kind),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def code_span(text: str) -> str:
+    """Any text, such as a file's name, as code in Markdown: it stays on its line and nothing in it is markup."""
+    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    longest = max(map(len, re.findall("`+", printable)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{printable}{space}{fence}"
 
 
 def _metadata(kind: str, name: str, config: PreTrainedConfig) -> str:
@@ -135,4 +145,4 @@ def _license_note(kind: str) -> list[str]:
     ]
 
 
-__all__ = ["model_card"]
+__all__ = ["code_span", "model_card"]

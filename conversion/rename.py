@@ -10,6 +10,7 @@ Shapes: a parameter matrix that the original applies as `x @ P` (in, out) become
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -45,7 +46,7 @@ class Rule:
             return {names[0]: torch.full_like(tensor, self.constant)}
         if len(names) > 1:
             return dict(zip(names, tensor.chunk(len(names), dim=0)))
-        return dict.fromkeys(names, tensor.T if self.do_transpose else tensor)
+        return dict.fromkeys(names, tensor.T if self.do_transpose and tensor.ndim == 2 else tensor)
 
 
 @dataclass(frozen=True)
@@ -430,7 +431,9 @@ def _numbers(rule: Rule, rules: list[Rule], matches: dict[Rule, list[re.Match]])
     keys = [key for key in PLACEHOLDER.findall(rule.source) if key != "p"]
     if not keys:
         return [{}]
-    filled = {(*lead, last) for *lead, most in seen for last in range(most + 1)}
+    # n numbers that are not 0 to n - 1 leave one of these out: no need to count to the largest, which may be 10^12
+    counts = Counter(values[:-1] for values in seen)
+    filled = seen | {(*lead, last) for lead, count in counts.items() for last in range(count)}
     return [dict(zip(keys, map(str, values))) for values in sorted(filled or {(0,) * len(keys)})]
 
 

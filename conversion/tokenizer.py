@@ -5,6 +5,7 @@ folder gets its tokenizer from here. The ids equal the recorded ones (`tests/ref
 """
 
 import gzip
+import zlib
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -12,6 +13,7 @@ from transformers import CLIPTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 NUM_MERGES = 49152 - 256 - 2  # the file holds more; CLIP was trained with these
 CONTEXT_LENGTH = 77
+LARGEST_FILE = 20_000_000  # bytes
 
 
 def clip_tokenizer_from_bpe(path: str | Path, model_max_length: int = CONTEXT_LENGTH) -> CLIPTokenizer:
@@ -40,13 +42,26 @@ def read_merges(path: str | Path) -> list[tuple[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; `bpe_simple_vocab_16e6.txt.gz` comes with every OpenCLIP.")
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    lines = text.split("\n")[1 : NUM_MERGES + 1]  # the first line is the version
+    lines = _read_text(path).split("\n")[1 : NUM_MERGES + 1]  # the first line is the version
     merges = [tuple(line.split()) for line in lines]
     if len(merges) != NUM_MERGES or any(len(merge) != 2 for merge in merges):
         raise ValueError(f"{path}: expected a version line and {NUM_MERGES} merges of two tokens; this is not CLIP's.")
     return merges
+
+
+def _read_text(path: Path) -> str:
+    """The file's text, unpacked if need be. Raises ValueError if it is cut short, no text or far too large."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        text = data.decode("utf-8")
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cut short or not CLIP's merges ({error}).") from error
+    if len(data) > LARGEST_FILE:
+        raise ValueError(f"{path}: holds over {LARGEST_FILE // 1_000_000} MB; CLIP's merges take 3 MB.")
+    return text
 
 
 def byte_tokens() -> list[str]:

@@ -1,81 +1,19 @@
-"""Segments for people and for other programs: an overlay with a legend, a label PNG, a JSON document.
-
-The label PNG follows COCO panoptic: a segment's id is R + 256 G + 256^2 B, 0 is void (arXiv 1801.00868 and its format
-page). Shapes: masks are (height, width) bool; boxes are [x, y, width, height] in pixels, as in COCO.
-"""
+"""Overlays: a picture under its segments, coloured, outlined and numbered, with a legend."""
 
 import colorsys
-import io
-import json
 import math
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import distance_transform_edt
 
+from maftplus.pictures.segments import Segment
+
 OPACITY = 0.3  # what the picture shows stays recognisable under its segment
 SMALLEST_SIDE, LARGEST_SIDE = 480, 2048  # of the overlay's picture, in pixels
 LARGEST_LEGEND = 60
 BACKGROUND, INK, FAINT_INK = (255, 255, 255), (28, 30, 34), (110, 116, 124)
-
-
-@dataclass
-class Segment:
-    """One segment of a picture. `score` in [0, 1], or None where the task gives none (semantic)."""
-
-    id: int
-    label: str
-    label_id: int
-    isthing: bool
-    score: float | None
-    mask: np.ndarray
-
-    @property
-    def area(self) -> int:
-        return int(self.mask.sum())
-
-    @property
-    def bbox(self) -> list[int]:
-        """[x, y, width, height]; zeros for an empty mask."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        if not len(rows):
-            return [0, 0, 0, 0]
-        return [int(value) for value in (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the mask, for JSON."""
-        names = ("id", "label", "label_id", "isthing", "score", "area", "bbox")
-        return {name: getattr(self, name) for name in names}
-
-
-def segments_from_pipeline(results: Iterable[dict[str, Any]], stuff_ids: Sequence[int] = ()) -> list[Segment]:
-    """What `MaftPlusSegmentationPipeline` returns for a picture -> segments, numbered from 1 in the same order."""
-    return [
-        Segment(
-            id=index,
-            label=result["label"],
-            label_id=result["label_id"],
-            isthing=result["label_id"] not in stuff_ids,
-            score=result["score"],
-            mask=np.asarray(result["mask"]) > 0,
-        )
-        for index, result in enumerate(results, start=1)
-    ]
-
-
-def label_image(segments: Sequence[Segment], size: tuple[int, int]) -> Image.Image:
-    """
-    Ids as an RGB picture of `size` (width, height). Where instances overlap, the better score lies on top.
-    """
-    ids = np.zeros(size[::-1], dtype=np.uint32)
-    for segment in sorted(segments, key=lambda one: one.score or 0.0):
-        ids[segment.mask] = segment.id
-    return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8))
 
 
 def overlay_image(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
@@ -205,46 +143,4 @@ def _draw_row(draw: ImageDraw.ImageDraw, row: tuple, corner: tuple[int, int], li
     draw.text((x + font.getlength(f"{name}   "), middle), details, font=font, anchor="lm", fill=FAINT_INK)
 
 
-def write_results(
-    stem: Path, picture: Image.Image, segments: Sequence[Segment], about: dict[str, Any]
-) -> dict[str, Path]:
-    """
-    Write `<stem>_overlay.png`, `<stem>_labels.png` and `<stem>.json`; each appears whole or not at all, the JSON last.
-
-    Args:
-        stem: Folder and name without ending; the folder is made.
-        about: What the JSON says beside width, height and segments.
-
-    Returns:
-        The paths, by `"overlay"`, `"labels"` and `"json"`.
-    """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    document = {**about, "width": picture.width, "height": picture.height, "label_image": f"{stem.name}_labels.png"}
-    document["segments"] = [segment.to_dict() for segment in segments]
-    contents = {
-        "overlay": (stem.with_name(f"{stem.name}_overlay.png"), _png(overlay_image(picture, segments))),
-        "labels": (stem.with_name(f"{stem.name}_labels.png"), _png(label_image(segments, picture.size))),
-        "json": (stem.with_name(f"{stem.name}.json"), json.dumps(document, indent=2, ensure_ascii=False).encode()),
-    }
-    for path, content in contents.values():
-        replace_file(path, content)
-    return {name: path for name, (path, _) in contents.items()}
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there: a reader finds the old or the new one, never half of one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-__all__ = ["Segment", "label_image", "overlay_image", "paint_segments", "segment_colour", "segments_from_pipeline", "write_results"]
+__all__ = ["overlay_image", "segment_colour"]

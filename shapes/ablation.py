@@ -19,7 +19,6 @@ import argparse
 import json
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +134,8 @@ def measure(folder: Path, num_scenes: int, pools_patches: bool = False) -> dict[
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
     processor = MaftPlusProcessor.from_pretrained(folder)
     if pools_patches:
-        model.model.clip.embed_masks = partial(pool_patches, model.model.clip)
+        clip = model.model.clip
+        clip.embed_mask_logits = lambda vision, logits: pool_patches(clip, vision, logits.sigmoid())
     figures = evaluate(model, processor, num_scenes, split="test", seed=1, measure_sensitivity=True)
     path.write_text(json.dumps(figures))
     return figures

@@ -88,7 +88,9 @@ def draw_clip(
     if moving_ground is None:
         moving_ground = bool(rng.random() < 0.5)
     path = _camera_path(num_frames, rng) if moving_ground else np.zeros((num_frames, 2), int)
-    image, region, stuff = _paint_stuff(size + int(path.max()), int(rng.integers(num_regions[0], num_regions[1] + 1)), rng)
+    image, region, stuff = _paint_stuff(
+        size + int(path.max()), int(rng.integers(num_regions[0], num_regions[1] + 1)), rng
+    )
     if num_thing_classes is not None:
         allowed = rng.choice(allowed, num_thing_classes, replace=False).tolist()
     count = int(rng.integers(num_things[0], num_things[1] + 1))

@@ -12,8 +12,9 @@ from pathlib import Path
 from PIL import Image
 from transformers import pipeline
 
-from maftplus.app.cli import print_table
-from maftplus.pictures.overlay import segments_from_pipeline, write_results
+from maftplus.app.tables import print_table
+from maftplus.pictures.results import write_results
+from maftplus.pictures.segments import segments_from_pipeline
 from maftplus.shapes.evaluate import evaluate, format_table
 from maftplus.shapes.scenes import CLASSES, KINDS, Scene, scenes
 

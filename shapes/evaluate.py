@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
+from maftplus.loss_maftplus import soft_iou
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 from maftplus.shapes.scenes import CLASSES, KINDS, SPLIT_SEEDS, STUFF_IDS, Scene, class_ids, scenes
@@ -95,11 +96,9 @@ def mask_sensitivity(outputs, batch: list[Scene]) -> list[float]:
 
 def _soft_iou(mask_logits: Tensor, scene: Scene) -> Tensor:
     size = scene.segmentation.shape
-    masks = F.interpolate(mask_logits[None], size=size, mode="bilinear", align_corners=False)[0].sigmoid().flatten(1)
+    masks = F.interpolate(mask_logits[None], size=size, mode="bilinear", align_corners=False)[0].sigmoid()
     ids = torch.tensor([segment["id"] for segment in scene.segments_info])
-    truth = (torch.from_numpy(scene.segmentation)[None] == ids[:, None, None]).float().flatten(1)
-    overlap = truth @ masks.T
-    return overlap / (truth.sum(1)[:, None] + masks.sum(1)[None] - overlap + 1e-7)
+    return soft_iou(masks, torch.from_numpy(scene.segmentation)[None] == ids[:, None, None])
 
 
 def _batches(stream: Iterator[Scene], size: int) -> Iterator[list[Scene]]:

@@ -20,8 +20,9 @@ from PIL import Image
 
 from maftplus.app.tracking import BATCH_SIZE, Detection, Detector, Tracker, TrackOptions
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.pictures.overlay import Segment
-from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
+from maftplus.pictures.segments import Segment
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
+from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.clips import clips
 from maftplus.shapes.evaluate import all_names
 from maftplus.shapes.scenes import CLASS_NAMES, SPLIT_SEEDS, STUFF_IDS, Scene
@@ -29,7 +30,9 @@ from maftplus.train.evaluation.counting import panoptic_figures
 from maftplus.train.evaluation.video import WINDOWS, Frame, SegmentationAndTracking, vpq_counts, vpq_figures
 
 COLUMNS = ("pq", "vpq", "vpq_things", "vpq_15", "stq", "aq", "sq", "switches", "tracks")
-OVERLAP_ALONE = TrackOptions(embed_weight=0, overlap_weight=1, class_weight=0, threshold=0.05)  # its best on validation clips
+OVERLAP_ALONE = TrackOptions(
+    embed_weight=0, overlap_weight=1, class_weight=0, threshold=0.05
+)  # its best on validation clips
 
 
 class OrderOfScore:
@@ -146,9 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         processor=MaftPlusProcessor.from_pretrained(options.model),
     )
     layout = {"num_thing_classes": options.num_thing_classes}
-    figures = evaluate_clips(
-        segmenter, options.num_clips, options.split, options.seed, every=options.every, **layout
-    )
+    figures = evaluate_clips(segmenter, options.num_clips, options.split, options.seed, every=options.every, **layout)
     print(f"{options.num_clips} clips of the {options.split} split")
     print(format_table(figures))
     rounded = {name: {key: round(value, 4) for key, value in row.items()} for name, row in figures.items()}

@@ -340,7 +340,7 @@ def train_stage(objective: Objective, data: CaptionedScenes, stage: dict, normal
             parts = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             logger.info("step %d loss %.3f %s (%.0f s)", step + 1, loss.item(), parts, time.time() - start)
         if (step + 1) % 250 == 0:  # a ViT's window of positions is for training; it is judged on whole scenes
-            layout = stage["layout"] if objective.model.takes_masks_by_pooling else {}
+            layout = stage["layout"] if objective.model.config.takes_masks_by_pooling else {}
             logger.info("mask accuracy %s", mask_accuracy(objective, normalise, 100, 5, **layout))
             objective.model.train()
 
@@ -379,7 +379,7 @@ def mask_accuracy(
             entry = CLASSES[index]
             for key in ("all", entry.kind if entry.isthing else "stuff"):
                 right.setdefault(key, []).append(hit)
-        if not model.takes_masks_by_pooling:
+        if not model.config.takes_masks_by_pooling:
             right.setdefault("pooled", []).extend(_nearest(pool_patches(model, vision, masks), text) == truth)
     return {key: round(float(np.mean(values)), 4) for key, values in right.items()}
 

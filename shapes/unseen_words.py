@@ -24,7 +24,8 @@ from PIL import Image
 from scipy.io import loadmat
 from torch.nn import functional as F
 
-from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, class_log_probabilities
+from maftplus.classifier_maftplus import class_log_probabilities
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.train.evaluation.counting import confusion_matrix, semantic_figures
 from maftplus.train.run import build_trainer, parse_arguments

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from maftplus.clip_maftplus import VISIBLE_FROM, MaftPlusCLIPModel
+from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+from maftplus.towers_maftplus import VISIBLE_FROM
 
 PERIODS = (4.0, 7.0, 12.0, 21.0)  # of the position waves, in patches
 NUM_WAVES = 4 * len(PERIODS)  # sine and cosine, rows and columns: as many channels as a head has
@@ -147,6 +148,6 @@ def pool_patches(model: MaftPlusCLIPModel, vision, masks: Tensor) -> Tensor:
 def load_teacher(folder: Path) -> tuple[MaftPlusCLIPModel, CLIPTokenizer]:
     """A frozen ConvNeXt CLIP and its tokenizer. Raises ValueError for a ViT."""
     teacher = MaftPlusCLIPModel.from_pretrained(folder).eval().requires_grad_(False)
-    if not teacher.takes_masks_by_pooling:
+    if not teacher.config.takes_masks_by_pooling:
         raise ValueError(f"`teacher` must be a CLIP with a ConvNeXt, {folder} holds a ViT.")
     return teacher, CLIPTokenizer.from_pretrained(folder)

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
+from deformable_tools import multi_scale_deformable_attention
 from reference_tools import Comparison, compare, load_arrays, recorded_weight
 
+from maftplus.classifier_maftplus import ContentDependentTransfer, classification_logits
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.conversion.rename import convert_state
-from maftplus.modeling_maftplus import ContentDependentTransfer, classification_logits
-from maftplus.segmenter_maftplus import multi_scale_deformable_attention, pool_masks, sine_position_embedding
+from maftplus.layers_maftplus import pool_masks, sine_position_embedding
 
 RELATIVE = 1e-4
 

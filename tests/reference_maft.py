@@ -94,10 +94,13 @@ def _tokens_by_block(model: MaftPlusCLIPModel, pixels: torch.Tensor, masks: torc
     def record(_module, _inputs, output):
         recorded.append(torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output)
 
-    handles = [layer.register_forward_hook(record) for layer in model.vision_model.encoder.layers]
+    tower = model.vision_model
+    handles = [layer.register_forward_hook(record) for layer in tower.encoder.layers]
     vision = model.encode_image(pixels)
-    visible = model._visible_patches(masks, vision.grid_size)
-    model._run_masked_layers(vision, visible, update_last=True)
+    visible = tower.visible_patches(masks, vision.grid_size)
+    class_states, patches = vision.dense_features[:, :1], vision.dense_features[:, 1:]
+    for layer in tower.encoder.layers[tower.first_masked_layer :]:
+        patches, class_states = layer(patches, None, class_states, visible)
     for handle in handles:
         handle.remove()
     return recorded
@@ -105,7 +108,7 @@ def _tokens_by_block(model: MaftPlusCLIPModel, pixels: torch.Tensor, masks: torc
 
 def _exact(model: MaftPlusCLIPModel, arrays: dict) -> list[Comparison]:
     pixels, masks = torch.from_numpy(arrays["in/pixels"]), torch.from_numpy(arrays["in/masks"])
-    visible = model._visible_patches(masks, model.encode_image(pixels).grid_size)[:, 0, :, :-1]
+    visible = model.vision_model.visible_patches(masks, model.encode_image(pixels).grid_size)[:, 0, :, :-1]
     recorded = arrays["mid/mask_attendable"]
     found = [compare_equal("mid/mask_attendable", np.array_equal(visible.reshape(recorded.shape), recorded), True)]
     with torch.no_grad():

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 from reference_tools import Comparison, compare, load_arrays, original_state, sibling
 
+from maftplus.classifier_maftplus import class_log_probabilities, classification_logits
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.conversion.rename import convert_maft_model_state
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
-from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, class_log_probabilities, classification_logits
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 
 CLASS_LOGITS, SEMANTIC, RELATIVE, MARGIN = 1e-4, 3e-4, 1e-4, 1e-7
 STRETCHED = 480  # whatever the size that the position embeddings were trained for
@@ -54,7 +55,7 @@ def recorded_mask_embeds(model, pixel_values: torch.Tensor, masked: torch.Tensor
     """Our embeddings of what was recorded: `masked`, or the first tokens of the plain sequence (B, Q, D)."""
     recorded = torch.from_numpy(arrays["mid/ipclip_features"])
     clip = model.model.clip
-    vision = clip.encode_image(model.model._clip_pixels(pixel_values))
+    vision = clip.encode_image(model.model.clip_pixel_values(pixel_values))
     patches = clip.embed_dense(vision).flatten(2).transpose(1, 2)  # (B, N, D)
     plain = torch.cat([clip.embed_image(vision)[:, None], patches], dim=1)[:, : masked.shape[1]]
     return min((masked, plain), key=lambda embeds: float((embeds.detach() - recorded).abs().max()))

@@ -8,8 +8,9 @@ from reference_maft import check_ip_clip
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel
 
-from maftplus.clip_maftplus import MaftPlusCLIPModel, MaftPlusConvNextLayer, MaftPlusVisionLayer
+from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+from maftplus.towers_maftplus import MaftPlusConvNextLayer, MaftPlusVisionLayer
 
 GOLDEN = Path(__file__).parent / "fixtures" / "maft_v1" / "ip_clip.npz"
 PATCH, LAYERS, FIRST_MASKED = 8, 4, 2

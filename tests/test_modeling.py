@@ -1,6 +1,7 @@
 """The network: class scores, Content-Dependent Transfer, vocabulary, losses, loading, saving, compiling."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -15,14 +16,15 @@ from transformers import (
     ResNetConfig,
 )
 
-from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
-from maftplus.modeling_maftplus import (
+from maftplus.classifier_maftplus import (
     ContentDependentTransfer,
-    MaftPlusForUniversalSegmentation,
     class_log_probabilities,
     classification_logits,
     max_over_synonyms,
 )
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.outputs_maftplus import MaftPlusPicture
 
 LABELS = ["cat, kitten", "grass", "sky, clouds, heaven"]
 
@@ -211,6 +213,48 @@ def test_no_state_stays_between_calls(model, words):
         assert_close(model(pictures(), **words).class_queries_logits, first, atol=0, rtol=0)
 
 
+def test_a_picture_read_once_gives_what_a_whole_call_gives_for_any_words(model, processor):
+    with torch.no_grad():
+        picture = model.encode_picture(pictures(2))
+        for labels in (LABELS, ["dog", "wall"]):
+            words = processor(text=labels, return_tensors="pt")
+            once, whole = model.classify(picture, **words), model(pictures(2), **words)
+            assert once.keys() == whole.keys()
+            for name, value in whole.items():
+                assert_close(once[name], value, rtol=0, atol=0)
+
+
+def test_a_picture_is_classified_by_the_stored_vocabulary_where_no_words_come(processor):
+    model = tiny_model()
+    model.set_vocabulary(processor, LABELS, stuff=["grass"])
+    with torch.no_grad():
+        outputs = model.classify(model.encode_picture(pictures(2)))
+        assert_close(outputs.class_queries_logits, model(pictures(2)).class_queries_logits)
+    assert outputs.stuff_classes.tolist() == [[False, True, False]] * 2
+
+
+def test_scores_need_only_what_a_graph_of_the_picture_gives(model, words):
+    names = ("masks_queries_logits", "class_embeds", "mask_embeds", "dense_embeds")
+    with torch.no_grad():
+        picture = model.encode_picture(pictures())
+        alone = model.classify(MaftPlusPicture(**{name: picture[name] for name in names}), **words)
+    assert_close(alone.class_queries_logits, model.classify(picture, **words).class_queries_logits)
+
+
+def test_the_picture_reads_no_word_and_the_words_no_pixel(model, words, monkeypatch):
+    with torch.no_grad():
+        picture = model.encode_picture(pictures())
+        monkeypatch.setattr(model.model.clip.vision_model, "encode", None)
+        vocabulary = model.encode_vocabulary(**words)
+        monkeypatch.setattr(model.model.clip, "text_model", None)
+        assert model.classify(picture, **vocabulary).class_queries_logits.shape == (1, 8, 4)
+
+
+def test_outputs_tell_the_class_of_every_row(model, words):
+    with torch.no_grad():
+        assert model(pictures(2), **words).text_class_ids.tolist() == [[0, 0, 1, 2, 2, 2]] * 2
+
+
 def test_given_proposals_take_the_segmenters_place(model, words):
     masks = torch.randn(1, 3, 16, 24)
     with torch.no_grad():
@@ -282,15 +326,37 @@ def test_values_given_while_loading_are_checked_too(values, message, tmp_path):
         AutoModelForUniversalSegmentation.from_pretrained(folder, **values)
 
 
+@pytest.mark.parametrize("width", [10, 15])
+def test_a_joint_space_that_the_transfer_cannot_encode_is_refused(width):
+    clip = {"projection_dim": width, "vision_config": {"model_type": "convnext"}}
+    with pytest.raises(ValueError, match=r"`clip_config.projection_dim` .* multiple of 4"):
+        MaftPlusConfig(clip_config=clip, cdt_num_attention_heads=5)
+    assert MaftPlusConfig(clip_config=clip, cdt_form="off").clip_config.projection_dim == width
+
+
 def test_a_folder_of_another_model_is_refused(tmp_path):
     tiny_model().model.clip.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="maftplus_clip"):
         MaftPlusConfig.from_pretrained(tmp_path)
 
 
-def test_a_misspelt_argument_is_refused(model, words):
-    with pytest.raises(TypeError, match="text_embed"):
-        model(pictures(), **words, text_embed=torch.zeros(1, 16))
+@pytest.mark.parametrize("argument", ["text_embed", "labels", "vocabulary"])
+def test_an_argument_that_does_not_exist_is_refused_at_every_door(model, words, argument):
+    with torch.no_grad():
+        picture = model.encode_picture(pictures())
+    for door in (model, model.model):
+        with pytest.raises(TypeError, match=argument):
+            door(pictures(), **words, **{argument: torch.zeros(1, 16)})
+        with pytest.raises(TypeError, match=argument):
+            door.classify(picture, **words, **{argument: torch.zeros(1, 16)})
+        with pytest.raises(TypeError, match=argument):
+            door.encode_vocabulary(**words, **{argument: torch.zeros(1, 16)})
+
+
+def test_what_generic_code_passes_to_every_model_is_ignored(model, words):
+    with torch.no_grad():
+        outputs = model(pictures(), **words, output_attentions=False, output_hidden_states=False, return_loss=True)
+    assert outputs.class_queries_logits.shape == (1, 8, 4)
 
 
 @pytest.mark.parametrize(
@@ -299,11 +365,30 @@ def test_a_misspelt_argument_is_refused(model, words):
         ({"text_class_ids": torch.arange(2), "seen_classes": torch.zeros(1, dtype=torch.bool)}, "`seen_classes`"),
         ({"text_class_ids": torch.tensor([-1, 0])}, "from 0"),
         ({"text_class_ids": torch.arange(2).float()}, "`text_class_ids` must name"),
+        ({"text_class_ids": torch.arange(2), "seen_classes": torch.zeros(2)}, "`seen_classes` must be"),
     ],
 )
 def test_a_vocabulary_that_contradicts_itself_is_refused(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         model(pictures(), text_embeds=torch.eye(16)[:2], **arguments)
+
+
+def test_prompts_of_more_classes_than_seen_classes_has_are_refused(model, words):
+    for door in (model.encode_vocabulary, partial(model, pictures())):
+        with pytest.raises(ValueError, match="`seen_classes` must have an entry for each class"):
+            door(**words, seen_classes=torch.zeros(2, dtype=torch.bool))
+
+
+def test_a_class_id_without_a_class_never_becomes_void():
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        max_over_synonyms(torch.randn(1, 3), torch.tensor([0, 2]), 2)
+
+
+def test_no_classes_at_all_are_refused(model, words):
+    with pytest.raises(ValueError, match="at least one class"):
+        model.encode_vocabulary(**{name: value[:0] for name, value in words.items()})
+    with pytest.raises(ValueError, match="`text_embeds` must be"):
+        model(pictures(), text_embeds=torch.zeros(0, 16), text_class_ids=torch.zeros(0, dtype=torch.long))
 
 
 def test_prompts_that_are_no_tensors_are_named(model, processor):
@@ -443,6 +528,40 @@ def test_a_proposer_sees_its_own_normalisation_and_zero_padding():
     assert_close(pixels, (raw - 0.5) / 0.25 * mask[:, None], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("build", [tiny_model, lambda: MaftPlusForUniversalSegmentation(vit_config()).eval()])
+def test_no_proposals_give_outputs_without_queries(build, words):
+    with torch.no_grad():
+        outputs = build()(pictures(), **words, proposal_logits=torch.zeros(1, 0, 16, 24))
+    assert outputs.class_queries_logits.shape == (1, 0, 4)
+    assert outputs.masks_queries_logits.shape[:2] == (1, 0)
+
+
+# --- Without values: what a GPU need not wait for ---
+
+
+@pytest.mark.parametrize("kind", ["stored", "encoded", "prompts"])
+@pytest.mark.parametrize("build", [tiny_model, lambda: MaftPlusForUniversalSegmentation(vit_config()).eval()])
+def test_forward_runs_on_the_meta_device(build, kind, processor, words):
+    """No value is read and no tensor of the CPU is mixed in."""
+    model = build()
+    model.set_vocabulary(processor, LABELS)
+    model.to("meta")
+    given = {"stored": {}, "encoded": model.encode_vocabulary(**words), "prompts": words}[kind]
+    proposals = None if hasattr(model.model, "segmenter") else torch.zeros(1, 8, 16, 24, device="meta")
+    mask = torch.ones(1, 64, 96, device="meta")
+    outputs = model(
+        pictures().to("meta"), mask, proposals, **{name: value.to("meta") for name, value in given.items()}
+    )
+    assert all(value.is_meta for value in outputs.values())
+    num_classes = len(words["input_ids"]) if kind == "prompts" else 3  # without values as many as there may be
+    assert outputs.class_queries_logits.shape == (1, 8, num_classes + 1)
+
+
+def test_prompts_on_the_cpu_tell_their_number_to_a_model_elsewhere(words):
+    outputs = tiny_model().to("meta")(pictures().to("meta"), **words)
+    assert outputs.class_queries_logits.shape == (1, 8, 4)
+
+
 # --- Loading, precision, compilation ---
 
 
@@ -501,6 +620,15 @@ def test_a_device_map_and_a_dtype_are_taken(words, tmp_path):
     assert loaded.dtype == torch.bfloat16
     with torch.no_grad():
         assert loaded(pictures(), **words).class_queries_logits.isfinite().all()
+
+
+def test_a_device_map_that_splits_the_model_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    split = {"model.clip": "cpu", "model.segmenter": "disk", "model.cdt": "cpu", "model.void_embedding": "cpu"}
+    with pytest.raises(ValueError, match="`device_map` puts parts of this model on cpu, disk"):
+        AutoModelForUniversalSegmentation.from_pretrained(
+            tmp_path, device_map=split, offload_folder=tmp_path / "offload"
+        )
 
 
 def test_evaluation_compiles_to_one_graph_and_takes_other_sizes(model, words):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 from tiny_tools import save_tiny, tiny_model, tiny_processor
 from transformers import ImageSegmentationPipeline, pipeline
 from transformers.utils import ModelOutput
+from url_tools import serve
 
-from maftplus.processing_maftplus import MaftPlusSegmentationPipeline, pad_to_largest
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 
 LABELS = ["cat, kitten", "grass", "sky"]
 EVERYTHING = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0}
@@ -72,6 +74,39 @@ def test_equal_pictures_give_equal_results_in_a_batch_and_alone(pipe):
     for result in pipe([picture()] * 3, batch_size=2, **options):
         assert [one["label"] for one in result] == [one["label"] for one in alone]
         np.testing.assert_allclose([one["score"] for one in result], [one["score"] for one in alone], atol=1e-5)
+
+
+def test_a_pictures_result_does_not_depend_on_its_batch_mates(pipe):
+    options = {"candidate_labels": LABELS, "subtask": "instance", "threshold": 0.0}
+    pictures = [picture(), picture(120, 40, seed=1), picture(30, 60, seed=2), picture(66, 50, seed=3)]
+    for one, batched in zip(pictures, pipe(pictures, batch_size=4, **options)):
+        alone = pipe(one, **options)
+        assert [segment["label"] for segment in batched] == [segment["label"] for segment in alone]
+        scores = ([segment["score"] for segment in segments] for segments in (batched, alone))
+        np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_pictures_of_one_padded_size_go_through_the_network_together(pipe, monkeypatch):
+    sizes = []
+    forward = pipe.model.forward
+    monkeypatch.setattr(
+        pipe.model, "forward", lambda **inputs: sizes.append(len(inputs["pixel_values"])) or forward(**inputs)
+    )
+    pictures = [picture(), picture(120, 40, seed=1), picture(66, 50, seed=3)]
+    pipe(pictures, batch_size=3, candidate_labels=LABELS, subtask="semantic")
+    assert sizes == [2, 1]
+
+
+def test_an_address_is_read_with_the_calls_limits(pipe):
+    stream = BytesIO()
+    picture().save(stream, "png")
+    options = {"candidate_labels": LABELS, "subtask": "semantic"}
+    with serve(stream.getvalue()) as (address, _):
+        assert pipe(f"{address}/picture", **options)[0]["mask"].size == (70, 50)
+        with pytest.raises(ValueError, match="`max_bytes`, 10 bytes"):
+            pipe(f"{address}/picture", max_bytes=10, **options)
+        with pytest.raises(ValueError, match=r"`timeout`, 0\.2 seconds"):
+            pipe(f"{address}/drip", timeout=0.2, **options)
 
 
 def test_words_are_encoded_once_for_many_pictures_and_calls(pipe, monkeypatch):
@@ -198,16 +233,6 @@ def test_one_result_comes_for_each_of_the_pictures_given(pipe):
     assert pipe(np.asarray(picture()), **options)[0]["mask"].size == (70, 50)
 
 
-def test_padding_to_the_largest_adds_zeros_at_the_bottom_and_right():
-    small, large = (
-        {"pixel_values": torch.ones(1, 3, *size), "pixel_mask": torch.ones(1, *size)} for size in ((2, 4), (3, 2))
-    )
-    batch = pad_to_largest([small, large])
-    assert batch["pixel_values"].shape == (2, 3, 3, 4)
-    assert batch["pixel_mask"].sum((1, 2)).tolist() == [8, 6]
-    assert batch["pixel_mask"][1, :, 2:].sum() == 0
-
-
 def test_a_saved_folder_makes_our_pipeline_which_knows_the_stored_words(stored):
     assert type(stored).__name__ == "MaftPlusSegmentationPipeline"
     assert stored.classes_and_stuff() == ([["cat", "kitten"], ["grass"], ["sky"]], [1, 2])
@@ -285,6 +310,13 @@ WITHOUT_PACKAGE = """
     assert "maftplus" not in sys.modules
     print("all loaded")
 """
+
+
+def test_the_pipelines_file_travels_with_a_saved_model(folder, stored, tmp_path):
+    stored.save_pretrained(tmp_path)
+    for place in (folder, tmp_path):
+        names = {path.name for path in place.glob("*.py")}
+        assert {"pipeline_maftplus.py", "reading_maftplus.py", "words_maftplus.py"} <= names
 
 
 def test_everything_loads_and_saves_again_where_the_package_is_not_importable(folder, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+import torch.nn.functional as F
 from torch.testing import assert_close
 from transformers import ImageSegmentationPipeline
 
@@ -27,7 +27,7 @@ def random_outputs(num_classes: int, queries: int = 12, grid=(17, 22), batch: in
     padded = torch.tensor([4 * edge for edge in grid])
     return outputs_of(
         3 * torch.randn(batch, queries, num_classes + 1, generator=generator),
-        functional.interpolate(coarse, size=grid, mode="bicubic"),
+        F.interpolate(coarse, size=grid, mode="bicubic"),
         unpadded_sizes=(padded * 3 // 4 - 1).expand(batch, 2),
         padded_sizes=padded.expand(batch, 2),
     )
@@ -37,12 +37,12 @@ def held_class_maps(outputs, target, semantic_resize: str = "class_maps") -> tor
     """All class maps (K, *target) with torch's own resizing, as the released code does it."""
     (height, width), padded = outputs.unpadded_sizes[0].tolist(), outputs.padded_sizes[0].tolist()
     resize = {"mode": "bilinear", "align_corners": False}
-    masks = functional.interpolate(outputs.masks_queries_logits, size=padded, **resize)[..., :height, :width]
+    masks = F.interpolate(outputs.masks_queries_logits, size=padded, **resize)[..., :height, :width]
     weights = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
     if semantic_resize == "mask_logits":
-        masks = functional.interpolate(masks, size=target, **resize)
+        masks = F.interpolate(masks, size=target, **resize)
     maps = torch.einsum("qk,qhw->khw", weights, masks[0].sigmoid())
-    return functional.interpolate(maps[None], size=target, **resize)[0]
+    return F.interpolate(maps[None], size=target, **resize)[0]
 
 
 def assert_same_labels(ours: torch.Tensor, maps: torch.Tensor) -> None:
@@ -258,8 +258,8 @@ def test_logits_are_resized_before_they_are_compared():
     outputs, target = random_outputs(6, queries=9), (97, 61)
     result = PROCESSOR.post_process_panoptic_segmentation(outputs, 0.0, 0.5, 0.0, target_sizes=[target])[0]
     height, width = outputs.unpadded_sizes[0].tolist()
-    masks = functional.interpolate(outputs.masks_queries_logits, scale_factor=4, mode="bilinear")[..., :height, :width]
-    masks = functional.interpolate(masks, size=target, mode="bilinear")[0]
+    masks = F.interpolate(outputs.masks_queries_logits, scale_factor=4, mode="bilinear")[..., :height, :width]
+    masks = F.interpolate(masks, size=target, mode="bilinear")[0]
     scores, labels = outputs.class_queries_logits[0].softmax(-1).max(-1)
     masks, scores = masks[labels < 6], scores[labels < 6]
     best = (scores[:, None, None] * masks.sigmoid()).topk(2, dim=0)
@@ -365,6 +365,42 @@ def test_logits_that_are_not_numbers_are_refused(name):
     getattr(outputs, name)[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=name):
         PROCESSOR.post_process_semantic_segmentation(outputs)
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_infinite_class_logits_are_refused(task, value):
+    outputs = random_outputs(3)
+    outputs.class_queries_logits[0, 2, 1] = value
+    with pytest.raises(ValueError, match="class_queries_logits` is infinite"):
+        getattr(PROCESSOR, f"post_process_{task}_segmentation")(outputs)
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_without_classes_there_is_nothing_to_find(task):
+    outputs = outputs_of(torch.zeros(1, 3, 1), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="at least one class"):
+        getattr(PROCESSOR, f"post_process_{task}_segmentation")(outputs)
+
+
+def test_without_queries_nothing_is_found():
+    outputs = outputs_of(torch.zeros(1, 0, 4), torch.zeros(1, 0, 4, 4))
+    for task in ("panoptic", "instance"):
+        (result,) = getattr(PROCESSOR, f"post_process_{task}_segmentation")(outputs, target_sizes=[(5, 6)])
+        assert result["segments_info"] == []
+        assert_close(result["segmentation"], torch.zeros(5, 6, dtype=torch.int32))
+    with pytest.raises(ValueError, match="at least one query"):
+        PROCESSOR.post_process_semantic_segmentation(outputs)
+
+
+def test_instances_have_the_pipelines_least_score_unless_all_are_asked_for():
+    outputs = boxes((0, 0, 4, 8), (4, 0, 8, 8), class_logits=certain(3, [0, 1], [0.9, 0.1]))
+    shown, every = (
+        PROCESSOR.post_process_instance_segmentation(outputs, top_k=2, **options)[0]["segments_info"]
+        for options in ({}, {"threshold": 0.0})
+    )
+    assert [info["label_id"] for info in shown] == [0]
+    assert [info["label_id"] for info in every] == [0, 1]
 
 
 def test_logits_of_different_queries_are_refused():

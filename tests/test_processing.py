@@ -2,17 +2,29 @@
 
 import json
 import logging
+from contextlib import nullcontext
+from inspect import signature
 
 import pytest
 import torch
 from PIL import Image
 from reference_text import check_text
 from text_tools import RECORDED, load_tokenizer
+from tiny_tools import tiny_model
+from transformers import CLIPTextConfig, PreTrainedTokenizerFast
 
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
-from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
-from maftplus.processing_maftplus import MaftPlusProcessor, open_picture
-from maftplus.words_maftplus import VILD_TEMPLATES, build_prompts, find_label_ids, parse_classes
+from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil, read_picture
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
+from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.words_maftplus import (
+    VILD_TEMPLATES,
+    build_prompts,
+    canonical_name,
+    class_key,
+    find_label_ids,
+    parse_classes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +61,11 @@ def test_a_string_alone_is_one_class():
         (["rock &amp; sand", "rock & sand"], "repeats label 0"),
         ([3], "Label 0"),
         ([["cat", 3]], "Label 0"),
+        (["caf\u00e9", "cafe\u0301"], "repeats label 0"),
+        (["cat", "dog \udc80"], "Label 1 .*surrogate"),
+        (["cat", "x" * 10_000_000], "Label 1 has 10,000,000 characters"),
+        (["cat", ["x" * 1001]], "Label 1 has 1,001 characters"),
+        ([",".join(map(str, range(100_001)))], "100,001 synonyms"),
     ],
 )
 def test_labels_that_cannot_be_told_apart_or_read_are_refused(labels, message):
@@ -65,6 +82,18 @@ def test_stuff_is_found_by_its_first_synonym_or_all_of_them():
     assert find_label_ids(classes, ["Sky", "grass,lawn"]) == [1, 2]
     assert find_label_ids(classes, ["grass"]) == [1]
     assert find_label_ids(classes, None) == []
+
+
+def test_a_class_is_the_same_whatever_the_order_of_its_synonyms():
+    classes = parse_classes(["cat, kitten", "grass, lawn"])
+    assert find_label_ids(classes, ["lawn, Grass"]) == [1]
+    assert find_label_ids(classes, [["kitten", "cat"], "grass"]) == [0, 1]
+    assert class_key(["cat", "Kitten "]) == class_key(["kitten", "cat"])
+
+
+def test_a_name_is_the_same_however_its_letters_are_composed():
+    assert canonical_name("Caf\u00e9  au lait") == canonical_name("cafe\u0301 au\tlait") == "caf\u00e9 au lait"
+    assert find_label_ids([["caf\u00e9"]], ["cafe\u0301"]) == [0]
 
 
 def test_a_stuff_label_that_is_not_among_the_labels_is_refused():
@@ -87,6 +116,8 @@ def test_without_templates_the_name_itself_is_the_prompt(templates):
 def test_a_template_without_a_place_for_the_name_is_refused():
     with pytest.raises(ValueError, match="a photo"):
         build_prompts([["cat"]], ["a photo"])
+    with pytest.raises(ValueError, match="A template has 2,002 characters"):
+        build_prompts([["cat"]], ["{}" + "x" * 2000])
 
 
 def test_prompts_are_padded_to_the_longest_only(processor):
@@ -114,6 +145,67 @@ def test_a_prompt_over_77_tokens_is_cut_with_a_warning_that_names_the_class(proc
     assert encoded["input_ids"][1, -1] == processor.tokenizer.eos_token_id
     assert "dog dog" in caplog.text
     assert "'cat'" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<|startoftext|>"])
+def test_special_tokens_in_a_label_are_text(processor, name):
+    encoded = processor(text=[f"cat {name} dog", "cat dog"], templates=None)
+    special = [
+        [token for token in row if token in processor.tokenizer.all_special_ids] for row in encoded["input_ids"]
+    ]
+    ends = [processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id]
+    assert special[0] == ends
+    assert processor.tokenizer.decode(encoded["input_ids"][0][1:-1]).replace(" ", "") == f"cat{name}dog"
+
+
+def test_a_fast_tokenizer_of_another_class_takes_special_tokens_for_text_too(processor):
+    general = PreTrainedTokenizerFast(
+        tokenizer_object=processor.tokenizer.backend_tokenizer,
+        **{name: getattr(processor.tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")},
+    )
+    other = MaftPlusProcessor(processor.image_processor, general)
+    text = ["cat <|endoftext|> dog"]
+    assert other(text=text)["input_ids"] == processor(text=text)["input_ids"]
+
+
+def test_a_folder_without_tokenizer_file_is_refused(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        MaftPlusProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_right"),
+    [
+        ({"vocab_size": 49408, "eos_token_id": 49407}, True),
+        ({"vocab_size": 49408, "eos_token_id": 2}, True),  # CLIP's old files: the end token is the largest id
+        ({"vocab_size": 1000, "eos_token_id": 999}, False),
+        ({"vocab_size": 49408, "eos_token_id": 49406}, False),
+    ],
+)
+def test_the_tokenizer_must_be_the_text_towers(processor, fields, is_right):
+    with nullcontext() if is_right else pytest.raises(ValueError, match="another model's"):
+        processor.check_text_tower(CLIPTextConfig(**{"bos_token_id": 0, "pad_token_id": 1, **fields}))
+
+
+def test_a_vocabulary_is_stored_only_with_the_text_towers_tokenizer(processor):
+    model = tiny_model()
+    model.config.clip_config.text_config.eos_token_id = 5
+    with pytest.raises(ValueError, match="another model's"):
+        model.set_vocabulary(processor, ["cat"])
+    with pytest.raises(ValueError, match="another model's"):
+        MaftPlusSegmentationPipeline(model=model, processor=processor, task="image-segmentation", device="cpu")
+
+
+def test_post_processing_says_what_it_takes(processor):
+    for name in ("semantic", "instance", "panoptic"):
+        ours, theirs = (
+            signature(getattr(one, f"post_process_{name}_segmentation")).parameters
+            for one in (processor, processor.image_processor)
+        )
+        assert list(ours) == list(theirs)
+        assert [one.default for one in ours.values()] == [one.default for one in theirs.values()]
 
 
 def test_html_entities_are_read_twice(processor):
@@ -175,9 +267,9 @@ def test_a_broken_picture_is_named(tmp_path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"\xff\xd8 no picture")
     with pytest.raises(ValueError, match="broken.jpg"):
-        open_picture(path)
+        read_picture(path)
     with pytest.raises(ValueError, match="missing.png"):
-        open_picture(str(tmp_path / "missing.png"))
+        read_picture(str(tmp_path / "missing.png"))
 
 
 def test_a_picture_is_turned_upright(tmp_path):
@@ -185,4 +277,4 @@ def test_a_picture_is_turned_upright(tmp_path):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (30, 40)
+    assert read_picture(tmp_path / "turned.jpg").size == (30, 40)

@@ -3,19 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from deformable_tools import multi_scale_deformable_attention
 from mask2former_tools import Mask2FormerModules, copy_weights
 from tiny_tools import tiny_config, tiny_model
 from torch import nn
 
-from maftplus.layers_maftplus import MaftPlusLinear
-from maftplus.segmenter_maftplus import (
-    MaftPlusAttention,
-    MaftPlusSegmenter,
-    init_segmenter_weights,
-    multi_scale_deformable_attention,
-    pool_masks,
-    sine_position_embedding,
-)
+from maftplus.layers_maftplus import MaftPlusAttention, MaftPlusLinear, pool_masks, sine_position_embedding
+from maftplus.segmenter_maftplus import MaftPlusSegmenter, init_segmenter_weights
 
 SIZES = [(2, 3), (4, 6), (7, 12)]
 

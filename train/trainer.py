@@ -14,12 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from maftplus.classifier_maftplus import classification_logits
 from maftplus.loss_maftplus import NUM_IMAGES, count_targets
-from maftplus.modeling_maftplus import classification_logits
 from maftplus.train.losses import compensation_loss, distillation_loss
 from maftplus.train.processes import process_state
 
@@ -267,7 +266,7 @@ class MaftPlusTrainer(Trainer):
             return {}
         config, num_images = self.model.config, None if counts is None else counts[NUM_IMAGES]
         with torch.no_grad():
-            vision = self.teacher.encode_image(self._clip_pixels(inputs["pixel_values"]))
+            vision = self.teacher.encode_image(self.model.model.clip_pixel_values(inputs["pixel_values"]))
         losses = {}
         if self._compensates:
             valid = inputs.get("pixel_mask") if config.loss_padding == "ignored" else None
@@ -275,25 +274,15 @@ class MaftPlusTrainer(Trainer):
             losses["loss_compensation"] = config.compensation_weight * loss
         if self._distils:
             with torch.no_grad():
-                original = self._image_logits(self.teacher.embed_image(vision), inputs, outputs)
-            loss = distillation_loss(self._image_logits(outputs.image_embeds, inputs, outputs), original, num_images)
+                original = self._image_logits(self.teacher.embed_image(vision), outputs)
+            loss = distillation_loss(self._image_logits(outputs.image_embeds, outputs), original, num_images)
             losses["loss_distillation"] = config.distillation_weight * loss
         return losses
 
-    def _clip_pixels(self, pixel_values: Tensor) -> Tensor:
-        size = self.model.config.clip_image_size
-        if size is None:
-            return pixel_values
-        return F.interpolate(pixel_values, size=(size, size), mode="bilinear", align_corners=False)
-
-    def _image_logits(self, image_embeds: Tensor, inputs: dict[str, Any], outputs) -> Tensor:
-        class_ids = inputs.get("text_class_ids")
-        if class_ids is None:
-            class_ids = torch.tensor(self.model.config.prompt_class_ids, device=image_embeds.device)
+    def _image_logits(self, image_embeds: Tensor, outputs) -> Tensor:
+        scale, class_ids = self.model.model.clip.logit_scale, outputs.text_class_ids[0]
         num_classes = outputs.out_vocab_logits.shape[-1] - 1
-        return classify_images(
-            image_embeds, outputs.text_embeds, self.model.model.clip.logit_scale, class_ids, num_classes
-        )
+        return classify_images(image_embeds, outputs.text_embeds, scale, class_ids, num_classes)
 
     def _keep_frozen_parts_in_eval_mode(self) -> None:
         for module in self._frozen:

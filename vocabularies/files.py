@@ -1,15 +1,25 @@
-"""Vocabularies: the classes of a benchmark with synonyms, thing or stuff, seen or unseen, and files of your own.
+"""Vocabulary files: the classes of a data set with synonyms, thing or stuff, seen or unseen, and files of your own.
 
-    vocabulary = load_vocabulary_file("ade20k_150")              # a file of vocabularies
-    vocabulary = load_vocabulary_file("my_words.txt")             # `id:name,synonym,...` or one class a line
-    prompts = processor(text=vocabulary.classes, return_tensors="pt")
+    vocabulary = load_vocabulary_file("ade20k_150")               # one that comes with the package
+    vocabulary = load_vocabulary_file("my_words.txt")             # a file of your own
+    segmenter(picture, **load_labels("coco_panoptic_133"))        # as the pipeline takes them
+
+A file of your own has one class a line, with synonyms after commas; `stuff:` before them marks stuff, and a number
+and a colon before all of it is the class's value in label maps:
+
+    cat, kitten
+    stuff: grass, lawn
+
+or JSON: `{"classes": [{"name": "cat", "id": 0, "synonyms": ["cat", "kitten"], "isthing": true}, ...]}`, of which only
+`name` must be there. Both are UTF-8.
 
 Official class names are facts of the data sets (each file says which); synonyms beside them are the project's own.
 Shapes: K classes, in training-id order.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +27,16 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from maftplus.words_maftplus import canonical_name
+
 logger = logging.get_logger(__name__)
 
 FOLDER = Path(__file__).parent
 LOOK_UP_LIMIT = 1 << 16  # label maps have at most two bytes
+LARGEST_FILE = 10_000_000  # bytes
+LONGEST_NAME = 1000  # characters; CLIP reads 77 tokens
+ID_AND_NAMES = re.compile(r"\s*([0-9]{1,9})\s*:(.*)")
+STUFF_MARK = re.compile(r"\s*stuff\s*:(.*)", re.IGNORECASE)
 INVALID_NAME = "invalid_class_id"  # what published prompt files call the id of unlabelled pixels
 
 
@@ -65,25 +81,13 @@ class VocabularyFile:
         """The classes as the processor takes them: a list of synonyms each, in which nothing is split."""
         return [list(synonyms) for synonyms in self.classes]
 
-    def class_of(self, name: str) -> int:
-        """
-        The class that has `name` among its synonyms or as its official name; of several, the first.
-
-        Raises:
-            KeyError: if there is none.
-        """
-        for index, synonyms in enumerate(self.classes):
-            if name == self.names[index] or name in synonyms:
-                return index
-        raise KeyError(f"{name!r} is no class of the vocabulary {self.name!r}.")
-
     def repeated_names(self) -> dict[str, list[int]]:
         """Names that stand for several classes, and which; the scores of these classes tie and the first one wins."""
-        users: dict[str, list[int]] = {}
+        users: dict[str, tuple[str, list[int]]] = {}
         for index, synonyms in enumerate(self.classes):
-            for name in dict.fromkeys(synonyms):
-                users.setdefault(name, []).append(index)
-        return {name: indices for name, indices in users.items() if len(indices) > 1}
+            for key, name in {canonical_name(name): name for name in reversed(synonyms)}.items():
+                users.setdefault(key, (name, []))[1].append(index)
+        return {name: indices for name, indices in users.values() if len(indices) > 1}
 
 
 def available_vocabularies() -> list[str]:
@@ -93,12 +97,11 @@ def available_vocabularies() -> list[str]:
 
 def load_vocabulary_file(name_or_file: str | Path) -> VocabularyFile:
     """
-    A vocabulary that comes with the package, by name, or a file: our JSON, `id:name,synonym,...` lines, or one class
-    (with synonyms after commas) a line.
+    A vocabulary that comes with the package, by name, or a file: our JSON, or one class a line (see the module).
 
     Raises:
         FileNotFoundError: if it is neither.
-        ValueError: if a line cannot be read; the message names the file and the line.
+        ValueError: if it cannot be read; the message names the file and, where there is one, the line.
     """
     known, path = FOLDER / f"{name_or_file}.json", Path(name_or_file)
     if known.is_file():
@@ -108,6 +111,24 @@ def load_vocabulary_file(name_or_file: str | Path) -> VocabularyFile:
             f"{name_or_file} is neither a file nor one of the vocabularies {', '.join(available_vocabularies())}."
         )
     return _from_json(path) if path.suffix == ".json" else _from_lines(path)
+
+
+def load_labels(name_or_file: str | Path) -> dict[str, list[list[str]]]:
+    """
+    A vocabulary file as arguments of the pipeline: `segmenter(picture, **load_labels("coco_panoptic_133"))`.
+
+    Args:
+        name_or_file: As `load_vocabulary_file` takes it, and with its errors.
+
+    Returns:
+        `"candidate_labels"`, the synonyms of every class, and `"stuff_labels"`, those of the stuff among them (none
+        where the file does not say).
+    """
+    labels = load_vocabulary_file(name_or_file)
+    return {
+        "candidate_labels": labels.prompts,
+        "stuff_labels": [labels.prompts[index] for index in labels.stuff or ()],
+    }
 
 
 def with_prompts(vocabulary: VocabularyFile, other: VocabularyFile) -> VocabularyFile:
@@ -120,7 +141,7 @@ def with_prompts(vocabulary: VocabularyFile, other: VocabularyFile) -> Vocabular
     if vocabulary.num_labels != other.num_labels:
         raise ValueError(
             f"The vocabulary {other.source or other.name} has {other.num_labels} classes, but {vocabulary.name} has "
-            f"{vocabulary.num_labels}; give one line a class, in the benchmark's order."
+            f"{vocabulary.num_labels}; give one line a class, in the data set's order."
         )
     return replace(vocabulary, classes=other.classes, source=f"{vocabulary.source}; prompts of {other.source}")
 
@@ -146,52 +167,145 @@ def map_ids(labels: np.ndarray, table: dict[int, int], other: int) -> np.ndarray
 
 
 def _from_json(path: Path) -> VocabularyFile:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    rows = content["classes"]
+    content = _parse_json(path)
+    rows = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f'{path} holds no class; write {{"classes": [{{"name": "cat", "synonyms": [...]}}, ...]}}.')
+    names = tuple(_row_name(row, f"{path}, class {index}") for index, row in enumerate(rows))
+    raw_ids = tuple(_row_id(row, index, path) for index, row in enumerate(rows))
+    _refuse_repeated_ids(raw_ids, path)
     return VocabularyFile(
-        name=content.get("name", path.stem),
-        names=tuple(row["name"] for row in rows),
-        classes=tuple(tuple(row.get("synonyms") or [row["name"]]) for row in rows),
-        raw_ids=tuple(int(row.get("id", index)) for index, row in enumerate(rows)),
-        stuff=_ids_where(rows, "isthing", False),
-        unseen=_ids_where(rows, "unseen", True),
-        source=content.get("source", str(path)),
+        name=str(content.get("name", path.stem)),
+        names=names,
+        classes=tuple(_row_synonyms(row, f"{path}, class {index}") for index, row in enumerate(rows)),
+        raw_ids=raw_ids,
+        stuff=_ids_where(rows, "isthing", False, path),
+        unseen=_ids_where(rows, "unseen", True, path),
+        source=str(content.get("source", path)),
     )
 
 
-def _ids_where(rows: list[dict[str, Any]], key: str, value: bool) -> tuple[int, ...] | None:
-    if not all(key in row for row in rows):
+def _parse_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: this is no JSON ({error.msg}).") from error
+    except ValueError as error:  # such as a number of thousands of digits
+        raise ValueError(f"{path}: this JSON cannot be read ({error}).") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: this JSON is nested too deep.") from error
+
+
+def _row_name(row: Any, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+        raise ValueError(f'{where}: expected an object with a `name`, as {{"name": "cat"}}.')
+    return _check_name(row["name"], where)
+
+
+def _row_synonyms(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    """A list of names, or a string with commas between them, as everywhere; the name alone if there is none."""
+    synonyms = row.get("synonyms") or [row["name"]]
+    if isinstance(synonyms, str):
+        return _split_names(synonyms, where)
+    if not isinstance(synonyms, list) or not all(isinstance(name, str) for name in synonyms):
+        raise ValueError(f"{where}: `synonyms` must be a list of names, got {synonyms!r:.80}.")
+    return tuple(_check_name(name, where) for name in synonyms)
+
+
+def _row_id(row: dict[str, Any], index: int, path: Path) -> int:
+    raw_id = row.get("id", index)
+    if type(raw_id) is not int or raw_id < 0:
+        raise ValueError(f"{path}, class {index}: `id` must be a whole number from 0, got {raw_id!r:.80}.")
+    return raw_id
+
+
+def _ids_where(rows: list[dict[str, Any]], key: str, value: bool, path: Path) -> tuple[int, ...] | None:
+    """Indices of the rows whose `key` is `value`; None where no row has it."""
+    lacking = [index for index, row in enumerate(rows) if key not in row]
+    if len(lacking) == len(rows):
         return None
+    if lacking:
+        raise ValueError(f"{path}, class {lacking[0]}: `{key}` is missing; give it to every class or to none.")
+    wrong = [index for index, row in enumerate(rows) if row[key] not in (0, 1)]
+    if wrong:
+        raise ValueError(f"{path}, class {wrong[0]}: `{key}` must be true or false, got {rows[wrong[0]][key]!r:.80}.")
     return tuple(index for index, row in enumerate(rows) if bool(row[key]) == value)
 
 
 def _from_lines(path: Path) -> VocabularyFile:
-    """`id:name,synonym,...` (ids in any order; rows keep the file's order), or names alone, numbered from 0."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    lines = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    has_ids = bool(lines) and all(line.split(":", 1)[0].strip().isdigit() and ":" in line for _, line in lines)
-    rows = []
-    for number, line in lines:
-        raw_id, names = line.split(":", 1) if has_ids else (len(rows), line)
-        if names.strip() != INVALID_NAME:
-            rows.append((int(raw_id), _split_names(names, f"{path}, line {number}")))
+    """Ids in any order (rows keep the file's order), or numbered from 0."""
+    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
+    rows = [row for number, line in lines if (row := _parse_line(line, f"{path}, line {number}"))]
     if not rows:
         raise ValueError(
             f"{path} holds no class; write one line a class, `id:name,synonym,...` or `name,synonym,...`."
         )
-    raw_ids, classes = (tuple(column) for column in zip(*rows))
-    if len(set(raw_ids)) < len(raw_ids):
-        raise ValueError(f"{path} gives the id {max(raw_ids, key=raw_ids.count)} twice; every class needs its own.")
-    vocabulary = VocabularyFile(path.stem, tuple(names[0] for names in classes), classes, raw_ids, source=str(path))
+    raw_ids, classes, is_stuff = (tuple(column) for column in zip(*rows))
+    if None in raw_ids:
+        raw_ids = _number_rows(raw_ids, path)
+    _refuse_repeated_ids(raw_ids, path)
+    stuff = tuple(index for index, value in enumerate(is_stuff) if value) or None
+    names = tuple(synonyms[0] for synonyms in classes)
+    vocabulary = VocabularyFile(path.stem, names, classes, raw_ids, stuff, source=str(path))
     _tell_repeated_names(vocabulary)
     return vocabulary
+
+
+def _parse_line(line: str, where: str) -> tuple[int | None, tuple[str, ...], bool] | None:
+    """Raw id (None without one), synonyms and whether it is stuff; None for the id of unlabelled pixels."""
+    with_id = ID_AND_NAMES.fullmatch(line)
+    raw_id, names = (int(with_id[1]), with_id[2]) if with_id else (None, line)
+    marked = STUFF_MARK.fullmatch(names)
+    names = marked[1] if marked else names
+    return None if names.strip() == INVALID_NAME else (raw_id, _split_names(names, where), marked is not None)
+
+
+def _number_rows(raw_ids: Sequence[int | None], path: Path) -> tuple[int, ...]:
+    given = [raw_id for raw_id in raw_ids if raw_id is not None]
+    if given:
+        raise ValueError(
+            f"{path} gives some classes an id ({given[0]}) and others none; every class needs one, or none."
+        )
+    return tuple(range(len(raw_ids)))
+
+
+def _refuse_repeated_ids(raw_ids: Sequence[int], path: Path) -> None:
+    seen: set[int] = set()
+    for raw_id in raw_ids:
+        if raw_id in seen:
+            raise ValueError(f"{path} gives the id {raw_id} twice; every class needs its own.")
+        seen.add(raw_id)
+
+
+def _read_text(path: Path) -> str:
+    """The file's text, with `\\n` for every end of line. Raises ValueError if it is too large or not UTF-8."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path} is larger than {LARGEST_FILE // 1_000_000} MB; this is no vocabulary file.")
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path} is UTF-16; save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8; save the file as UTF-8.") from error
 
 
 def _split_names(names: str, where: str) -> tuple[str, ...]:
     parts = tuple(dict.fromkeys(part.strip() for part in names.split(",") if part.strip()))
     if not parts:
         raise ValueError(f"{where}: a class without a name; write `id:name,synonym,...`.")
-    return parts
+    return tuple(_check_name(part, where) for part in parts)
+
+
+def _check_name(name: str, where: str) -> str:
+    if not canonical_name(name[: LONGEST_NAME + 1]):
+        raise ValueError(f"{where}: a class has an empty name.")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"{where}: a name has {len(name)} characters, the limit is {LONGEST_NAME}.")
+    if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError(f"{where}: the name {name!r} holds half a character (a lone surrogate).")
+    return name
 
 
 def _tell_repeated_names(vocabulary: VocabularyFile) -> None:
@@ -204,3 +318,14 @@ def _tell_repeated_names(vocabulary: VocabularyFile) -> None:
             len(repeated),
             examples,
         )
+
+
+__all__ = [
+    "VocabularyFile",
+    "available_vocabularies",
+    "load_labels",
+    "load_vocabulary_file",
+    "map_ids",
+    "raw_to_training",
+    "with_prompts",
+]

@@ -11,15 +11,17 @@ from safetensors.torch import load_file, save_file
 from tiny_tools import save_tiny
 from typer.testing import CliRunner
 
-from maftplus.app.cli import app, check_model_folder, list_pictures, load_pipeline, plan_jobs
+from maftplus.app.cli import app
+from maftplus.app.jobs import list_pictures, plan_jobs
+from maftplus.app.models import check_model_folder, load_pipeline
+from maftplus.pictures.files import write_atomically
 from maftplus.pictures.overlay import (
-    Segment,
-    label_image,
     overlay_image,
-    replace_file,
     segment_colour,
-    write_results,
 )
+from maftplus.pictures.results import write_results
+from maftplus.pictures.segments import Segment, label_image
+from maftplus.processing_maftplus import MaftPlusSegmentationPipeline
 from maftplus.shapes import demo
 
 
@@ -130,7 +132,7 @@ def test_results_keep_the_folders_structure_and_never_share_a_name(tmp_path):
         path.write_bytes(b"")
     out = tmp_path / "in" / "out"
     jobs = plan_jobs([str(tmp_path / "in"), str(tmp_path / "in" / "a.png")], out)
-    stems = [stem.relative_to(out).as_posix() for _, stem in jobs]
+    stems = [job.stem.relative_to(out).as_posix() for job in jobs]
     assert stems == ["a", "a_2", "deep/a", "a_3"]
 
 
@@ -221,11 +223,11 @@ def test_a_missing_picture_is_said_to_be_missing(folder, tmp_path):
 def test_a_picture_may_be_given_by_its_url(folder, picture, tmp_path, monkeypatch):
     asked = []
 
-    def fetch(url, timeout=None):
+    def fetch(url, timeout, max_bytes):
         asked.append(url)
-        return Image.open(picture)
+        return picture.read_bytes()
 
-    monkeypatch.setattr("maftplus.processing_maftplus.load_image", fetch)
+    monkeypatch.setattr("maftplus.reading_maftplus.fetch_bytes", fetch)
     url, out = "https://example.org/pictures/cat.jpg?size=2", tmp_path / "out"
     result = run(url, "--labels", "cat", "--model", folder, "--out", out)
     assert result.exit_code == 0, result.output
@@ -288,7 +290,7 @@ def test_a_result_is_never_half_written(tmp_path, monkeypatch):
     (tmp_path / "one.json").write_text("old")
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        replace_file(tmp_path / "one.json", b"new")
+        write_atomically(tmp_path / "one.json", b"new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -297,3 +299,89 @@ def test_labels_in_any_script_reach_the_json(tmp_path):
     one.label = "猫"
     write_results(tmp_path / "one", Image.new("RGB", (70, 50)), [one], {})
     assert json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))["segments"][0]["label"] == "猫"
+
+
+@pytest.mark.parametrize("name", ["one.json", "one_labels.png", "one_overlay.png"])
+def test_files_of_others_are_never_replaced_unasked(folder, picture, tmp_path, name):
+    out, theirs = tmp_path / "out", b'{"my": "notes"}'
+    out.mkdir()
+    (out / name).write_bytes(theirs)
+    arguments = (picture, "--labels", "cat", "--model", folder, "--out", out)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "--overwrite" in result.output
+    assert name in result.output.replace("\n", "")
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_bytes() == theirs
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert (out / name).read_bytes() != theirs
+    assert run(*arguments).exit_code == 0  # now it is ours
+
+
+def test_a_picture_is_never_replaced_by_a_result_even_when_asked(folder, picture):
+    labels = picture.with_name("one_labels.png")
+    noise_picture(1).save(labels)
+    before = labels.read_bytes()
+    result = run(picture, labels, "--labels", "cat", "--model", folder, "--out", picture.parent, "--overwrite")
+    assert result.exit_code == 2
+    assert "would replace this picture" in result.output.replace("\n", " ")
+    assert labels.read_bytes() == before
+
+
+def test_results_of_earlier_runs_are_known_by_their_mark_not_by_their_name(picture):
+    folder = picture.parent
+    write_results(folder / "one", Image.open(picture), [segment()], {})
+    noise_picture(1).save(folder / "two_labels.png")
+    (folder / "two.json").write_text("{}")
+    assert [path.name for path in list_pictures(folder, folder)] == ["one.png", "two_labels.png"]
+
+
+@pytest.mark.parametrize("error", [KeyError("exif"), MemoryError(), TypeError("no"), RuntimeError("codec")])
+def test_whatever_a_decoder_raises_the_rest_go_on(folder, picture, tmp_path, monkeypatch, error):
+    noise_picture(1).save(picture.with_name("two.png"))
+
+    def read(path, timeout=None):
+        if path.endswith("one.png"):
+            raise error
+        return Image.open(path).convert("RGB")
+
+    monkeypatch.setattr("maftplus.app.segmenting.read_picture", read)
+    result = run(picture.parent, "--labels", "cat", "--model", folder, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"one.png: {type(error).__name__}" in result.output.replace("\n", "")
+    assert (tmp_path / "out" / "two.json").is_file()
+
+
+def test_a_picture_that_the_network_cannot_take_does_not_take_its_batch_with_it(
+    folder, picture, tmp_path, monkeypatch
+):
+    for name in ("two", "three"):
+        noise_picture(1).save(picture.with_name(f"{name}.png"))
+    Image.new("RGB", (33, 34)).save(picture.with_name("bad.png"))
+    preprocess = MaftPlusSegmentationPipeline.preprocess
+
+    def refuse(pipe, image, **options):
+        if image.size == (33, 34):
+            raise RuntimeError("out of memory")
+        return preprocess(pipe, image, **options)
+
+    monkeypatch.setattr(MaftPlusSegmentationPipeline, "preprocess", refuse)
+    out = tmp_path / "out"
+    result = run(picture.parent, "--labels", "cat", "--model", folder, "--out", out, "--batch-size", 3)
+    assert result.exit_code == 1
+    assert "1 of 4 pictures failed" in result.output
+    assert sorted(path.stem for path in out.glob("*.json")) == ["one", "three", "two"]
+
+
+def test_quiet_prints_errors_only(folder, picture, tmp_path):
+    arguments = ("--labels", "cat", "--model", folder, "--out", tmp_path / "out", "--quiet")
+    assert run(picture, *arguments).output == ""
+    assert "missing.png" in run(picture, tmp_path / "missing.png", *arguments).output
+
+
+def test_the_network_computes_in_the_precision_asked_for(folder, picture, tmp_path):
+    for asked, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        assert load_pipeline(str(folder), "cpu", asked).model.dtype == expected
+    options = ("--model", folder, "--out", tmp_path / "out", "--dtype", "bfloat16")
+    result = run(picture, "--labels", "cat", *options)
+    assert result.exit_code == 0, result.output

@@ -9,8 +9,9 @@ from tiny_tools import tiny_model, tiny_processor
 
 import maftplus
 from maftplus.app.tracking import Detection, Tracker, TrackOptions, mask_iou, track
-from maftplus.pictures.overlay import Segment
-from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
+from maftplus.pictures.segments import Segment
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
+from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.clips import clips
 from maftplus.shapes.evaluate import all_names
 from maftplus.shapes.scenes import STUFF

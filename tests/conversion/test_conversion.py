@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conversion_tools import open_clip_state, tiny_overrides, tiny_state, written
 from reference_text import token_ids
-from reference_tools import original_state
 from safetensors.torch import load_file, save_file
 from text_tools import load_tokenizer
 from transformers import (
@@ -59,29 +59,6 @@ def full_size_state(name: str) -> dict[str, torch.Tensor]:
     with gzip.open(KEYS / f"{name}.json.gz", "rt") as file:
         shapes = json.load(file)
     return {key: torch.empty(shape, device="meta") for key, (shape, _) in shapes.items()}
-
-
-def tiny_state(golden: str = "tiny_a_semantic") -> dict[str, torch.Tensor]:
-    shapes = json.loads((TINY / f"{golden}_keys.json").read_text())
-    return original_state({name: shape for name, (shape, _) in shapes.items()})
-
-
-def tiny_overrides(golden: str = "tiny_a_semantic") -> dict:
-    """The recorded models' numbers of heads, which break the released rule."""
-    settings = json.loads((TINY / f"{golden}_config.json").read_text())
-    text = {"num_attention_heads": settings["text_heads"]}
-    return {"num_attention_heads": settings["nheads"], "clip_config": {"text_config": text}}
-
-
-def open_clip_state() -> dict[str, torch.Tensor]:
-    """A tiny OpenCLIP ConvNeXt: the student of a tiny MAFT+."""
-    prefix = "backbone.clip_model."
-    return {name.removeprefix(prefix): value for name, value in tiny_state().items() if name.startswith(prefix)}
-
-
-def written(path: Path, content) -> Path:
-    torch.save(content, path)
-    return path
 
 
 def run_cli(*arguments) -> tuple[int, str]:

@@ -416,7 +416,6 @@ def test_a_published_prompt_file_is_read_and_the_first_class_of_a_name_wins(tmp_
     vocabulary = load_vocabulary_file(path)
     assert vocabulary.classes == (("cat", "kitten"), ("dog", "puppy", "kitten"), ("tree",))
     assert vocabulary.raw_ids == (7, 3, 9)
-    assert vocabulary.class_of("kitten") == 0
     assert vocabulary.repeated_names() == {"kitten": [0, 1]}
 
 

@@ -28,6 +28,7 @@ from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts
 from maftplus.train.evaluation.predictions import PredictionWriter
 from maftplus.train.processes import process_state
 from maftplus.vocabularies.files import VocabularyFile
+from maftplus.words_maftplus import class_key
 
 logger = logging.get_logger(__name__)
 
@@ -302,7 +303,7 @@ def _first_of_equal(classes: Sequence[Sequence[str]]) -> list[int]:
     """Indices of the classes whose set of names no earlier class has."""
     first: dict[frozenset[str], int] = {}
     for index, names in enumerate(classes):
-        first.setdefault(frozenset(" ".join(name.lower().split()) for name in names), index)
+        first.setdefault(class_key(names), index)
     return sorted(first.values())
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from maftplus.modeling_maftplus import class_log_probabilities
+from maftplus.classifier_maftplus import class_log_probabilities
 from maftplus.train.data.registry import semantic_labels
 from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 

@@ -130,7 +130,7 @@ def _join_frames(frames: Sequence[Frame]) -> tuple[np.ndarray, list[dict[str, An
 def _renumber(ids: np.ndarray, old: list[int], new: list[int]) -> np.ndarray:
     """Every id of `old` as the number of `new` at its place, int64; 0 stays, any other id becomes -1."""
     table = {0: 0, **dict(zip(old, new))}
-    if 0 <= int(ids.min(initial=0)) and int(ids.max(initial=0)) < SMALL_IDS:  # looked up: much faster than sorting
+    if int(ids.min(initial=0)) >= 0 and int(ids.max(initial=0)) < SMALL_IDS:  # looked up: much faster than sorting
         found, positions = np.arange(int(ids.max(initial=0)) + 1), ids
     else:
         found, positions = np.unique(ids, return_inverse=True)

@@ -1,0 +1,1 @@
+"""The sub-commands of `maftplus`, a module each; `app/cli.py` lists them."""

@@ -1,0 +1,97 @@
+"""Loading a model for the command: a folder or a name on the Hub, and in one line what is wrong with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForUniversalSegmentation
+from transformers.utils import logging
+
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
+
+MODEL_TYPE = "maftplus"  # of config.json
+
+
+def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:
+    """
+    The pipeline on a model, with the network in `dtype` ("auto": as it was saved).
+
+    Raises:
+        ValueError: if it is none, saying what it lacks, or if the device is none.
+    """
+    check_model_folder(model)
+    check_device(device)
+    logging.disable_progress_bar()
+    return MaftPlusSegmentationPipeline(
+        model=load_model(model, dtype),
+        processor=MaftPlusProcessor.from_pretrained(model),
+        task="image-segmentation",
+        device=device,
+    )
+
+
+def load_model(model: str, dtype: str = "auto") -> MaftPlusForUniversalSegmentation:
+    """The network with all of its weights. Raises ValueError if some are missing or cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{model}: no model folder here, and no model from the Hub ({reason})") from error
+    check_model_type(model, config.model_type)
+    try:
+        network, info = AutoModelForUniversalSegmentation.from_pretrained(
+            model, config=config, dtype=dtype, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{model}: the weights cannot be read, the file may be cut off ({error}).") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}.")
+    return network
+
+
+def check_model_folder(model: str) -> None:
+    """A folder must hold a segmentation model and weights; a name like `user/name` without folder is left to the Hub.
+
+    Raises:
+        ValueError: if the folder is missing (also `user/name` if there is a folder `user` here) or lacks something.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        is_path = folder.is_absolute() or model[:1] in (".", "~") or model.count("/") != 1 or folder.parent.is_dir()
+        if is_path:
+            raise ValueError(f"{model}: there is no such model folder; give one with --model.")
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{model}: this folder holds no model, config.json is missing.")
+    check_model_type(model, read_model_type(folder / "config.json"))
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{model}: this model folder holds no weights (model.safetensors).")
+
+
+def read_model_type(path: Path) -> Any:
+    """`model_type` of a configuration, `None` if it has none. Raises ValueError, naming the file, if it is no JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: this is no JSON ({error}).") from error
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def check_model_type(model: str, model_type: Any) -> None:
+    if model_type != MODEL_TYPE:
+        raise ValueError(f"{model}: no segmentation model; `model_type` must be {MODEL_TYPE!r}, it is {model_type!r}.")
+
+
+def check_device(device: str | None) -> None:
+    """Raises ValueError if nothing can be computed on a device, before a model is loaded for it."""
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"--device {device}: this device cannot be used here ({reason}).") from error

@@ -1,0 +1,102 @@
+"""The loop of `maftplus segment`: pictures in, results and tables out; one that fails is named and the rest go on."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from PIL import Image
+from transformers.utils import logging
+
+from maftplus.app.command import echo_error
+from maftplus.app.jobs import Job
+from maftplus.app.tables import print_table, with_progress
+from maftplus.pictures.results import write_results
+from maftplus.pictures.segments import segments_from_pipeline
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
+from maftplus.reading_maftplus import read_picture
+
+logger = logging.get_logger(__name__)
+
+URL_TIMEOUT = 60  # seconds
+
+
+class Segmenter:
+    """
+    A pipeline with the words and options of one call of the command.
+
+    Args:
+        pipe: The pipeline.
+        options: Its arguments: `candidate_labels`, `stuff_labels`, `subtask`, thresholds.
+        overwrite: Replace files that we did not write.
+        is_quiet: Print errors only.
+
+    Raises:
+        ValueError: without labels where the model stores none, or on labels that cannot be used.
+    """
+
+    def __init__(
+        self,
+        pipe: MaftPlusSegmentationPipeline,
+        options: dict[str, Any],
+        overwrite: bool = False,
+        is_quiet: bool = False,
+    ):
+        self.pipe, self.options, self.overwrite, self.is_quiet = pipe, options, overwrite, is_quiet
+        self.classes, self.stuff_ids = pipe.classes_and_stuff(options["candidate_labels"], options["stuff_labels"])
+
+    def run(self, jobs: Sequence[Job], batch_size: int = 1) -> list[str]:
+        """Segment and write every picture. Returns the paths of those that failed."""
+        failed, batch = [], []
+        for index, job in enumerate(self._with_progress(jobs), start=1):
+            picture = self._read(job)
+            if picture is None:
+                failed.append(job.path)
+            else:
+                batch.append((job, picture))
+            if batch and (len(batch) == batch_size or index == len(jobs)):
+                failed += self._segment_batch(batch)
+                batch = []
+        return failed
+
+    def _with_progress(self, jobs: Sequence[Job]) -> Iterable[Job]:
+        return jobs if self.is_quiet or len(jobs) == 1 else with_progress(jobs, "Segmenting")
+
+    def _read(self, job: Job) -> Image.Image | None:
+        try:
+            return read_picture(job.path, timeout=URL_TIMEOUT)
+        except Exception as error:  # decoders raise whatever they like, MemoryError for a damaged header included
+            _tell(job, error)
+            return None
+
+    def _segment_batch(self, batch: list[tuple[Job, Image.Image]]) -> list[str]:
+        """Paths of the pictures of a batch that failed. One picture must not take its batch with it."""
+        try:
+            results = self.pipe([picture for _, picture in batch], batch_size=len(batch), **self.options)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                _tell(batch[0][0], error)
+                return [batch[0][0].path]
+            return [path for one in batch for path in self._segment_batch([one])]
+        written = (self._write(job, picture, result) for (job, picture), result in zip(batch, results))
+        return [path for path in written if path is not None]
+
+    def _write(self, job: Job, picture: Image.Image, result: list[dict[str, Any]]) -> str | None:
+        """The picture's path if its results cannot be written."""
+        try:
+            segments = segments_from_pipeline(result, self.stuff_ids)
+            about = {"image": job.path, "task": self.options["subtask"], "labels": self.classes}
+            written = write_results(job.stem, picture, segments, about, self.overwrite)
+        except (ValueError, OSError) as error:
+            _tell(job, error)
+            return job.path
+        if not self.is_quiet:
+            print_table(job.path, segments, written["overlay"])
+        return None
+
+
+def _tell(job: Job, error: Exception) -> None:
+    """One line that names the picture, and the kind of an error that has nothing of ours to say."""
+    logger.debug("%s failed", job.path, exc_info=error)
+    message = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+    echo_error(message if job.path in message else f"{job.path}: {message}")
