@@ -1,4 +1,4 @@
-"""What the command is asked to do, before any of it is done: which pictures, and where the results of each go."""
+"""What the command is asked to do, before any of it is done: which pictures and clips, and where their results go."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,12 +6,13 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from maftplus.app.video import is_video, is_video_result, video_result_paths
 from maftplus.pictures.results import check_replaceable, is_result, result_paths
 from maftplus.reading_maftplus import is_url
 
 
 class Job(NamedTuple):
-    """A picture (path or URL), and folder and name without ending of its results."""
+    """A picture (path or URL) or a clip, and folder and name without ending of its results."""
 
     path: str
     stem: Path
@@ -44,10 +45,11 @@ def check_results(jobs: list[Job], overwrite: bool = False) -> None:
     """
     sources = {Path(job.path).resolve() for job in jobs if not is_url(job.path)}
     for job in jobs:
-        for path in result_paths(job.stem).values():
+        paths = video_result_paths(job.stem) if is_video(job.path) else result_paths(job.stem)
+        for path in paths.values():
             if path.resolve() in sources:
                 raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
-            if not overwrite:
+            if not overwrite and not (is_video(job.path) and is_video_result(path)):
                 check_replaceable(path)
 
 

@@ -8,7 +8,8 @@ from transformers.utils import logging
 
 from maftplus.app.command import echo_error
 from maftplus.app.jobs import Job
-from maftplus.app.tables import print_table, with_progress
+from maftplus.app.tables import count_frames, print_table, print_tracks, with_progress
+from maftplus.app.video import segment_video
 from maftplus.pictures.results import write_results
 from maftplus.pictures.segments import segments_from_pipeline
 from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
@@ -93,6 +94,30 @@ class Segmenter:
         if not self.is_quiet:
             print_table(job.path, segments, written["overlay"])
         return None
+
+
+def segment_clips(
+    pipe: MaftPlusSegmentationPipeline, jobs: Sequence[Job], is_quiet: bool = False, **options: Any
+) -> list[str]:
+    """
+    Segment and write every clip (`maftplus.app.video.segment_video`, whose `options` these are), and print its tracks.
+    Returns the paths of those that failed; of one that is broken, what came before is written.
+    """
+    failed = []
+    for job in jobs:
+        try:
+            with count_frames(job.path, is_quiet) as progress:
+                result = segment_video(job.path, job.stem, pipe, progress=progress, **options)
+        except (ValueError, OSError) as error:
+            _tell(job, error)
+            failed.append(job.path)
+            continue
+        if not is_quiet:
+            print_tracks(job.path, result)
+        if result.error is not None:
+            echo_error(result.error)
+            failed.append(job.path)
+    return failed
 
 
 def _tell(job: Job, error: Exception) -> None:

@@ -1,8 +1,8 @@
 """Things keep their identity through the frames of a clip, without any training for it.
 
 The idea of arXiv 2208.02245 (MinVIS): a segmenter of pictures finds the same thing with much the same query in every
-frame, so tracks come from matching the queries of neighbouring frames. Here a segment is matched by CLIP's embedding of
-its mask, by where it is, and by its class probabilities; a thing that was hidden or outside is known again by its
+frame, so tracks come from matching the queries of neighbouring frames. Here a segment is matched by CLIP's embedding
+of its mask, by where it is, and by its class probabilities; a thing that was hidden or outside is known again by its
 embedding and class. Stuff has one identity a class.
 
     for segments in track(frames, segmenter, candidate_labels=["red ball", "lawn"], stuff_labels=["lawn"]):
@@ -76,7 +76,7 @@ class Detection:
 
 @dataclass
 class Track:
-    """A thing over time: what it looks like, where it last was, and `votes` (K,), the sum of its class probabilities."""
+    """A thing over time: how it looks, where it last was, and `votes` (K,), the sum of its class probabilities."""
 
     id: int
     embed: np.ndarray

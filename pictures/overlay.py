@@ -143,4 +143,4 @@ def _draw_row(draw: ImageDraw.ImageDraw, row: tuple, corner: tuple[int, int], li
     draw.text((x + font.getlength(f"{name}   "), middle), details, font=font, anchor="lm", fill=FAINT_INK)
 
 
-__all__ = ["overlay_image", "segment_colour"]
+__all__ = ["overlay_image", "paint_segments", "segment_colour"]

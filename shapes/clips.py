@@ -73,8 +73,8 @@ def draw_clip(
         num_frames: T.
         size: Side S in pixels.
         num_things, num_regions: Least and most of each.
-        num_thing_classes: Of how many classes the things may be, chosen among `allowed`; `None`: of all. Few make clips
-            of twins, which nothing but their place tells apart.
+        num_thing_classes: Of how many classes the things may be, chosen among `allowed`; `None`: of all. Few
+            make clips of twins, which nothing but their place tells apart.
         moving_ground: Whether the camera moves over the ground; `None`: in half of the clips.
 
     Returns:
@@ -199,7 +199,7 @@ def clips(
 
 def write_clip(path: Path, clip: list[Scene], rate: int = 10) -> None:
     """The pictures of a clip as an mp4 file, `rate` frames a second. Raises ValueError without PyAV ([video])."""
-    from maftplus.app.video import ClipWriter
+    from maftplus.app.clips import ClipWriter
 
     height, width = clip[0].image.shape[:2]
     writer = ClipWriter(path, (width, height), rate)

@@ -5,8 +5,9 @@
     python shapes/evaluate_clips.py models/shapes --split test --num_clips 30 --every 4                # large steps
 
 Every row has the same segments of the same frames; what differs is how they get their ids: by their place in the
-frame's order of scores (no matching), by the overlap of masks alone, or as `maftplus.app.tracking` does. PQ is that of
-the frames as they are found, without any track. Choices are made on the validation split, figures are the test split's.
+frame's order of scores (no matching), by the overlap of masks alone, or as `maftplus.app.tracking` does. PQ is that
+of the frames as they are found, without any track. Choices are made on the validation split; figures are those of the
+test split.
 """
 
 import argparse
@@ -96,13 +97,13 @@ def evaluate_clips(
     frame_counts = np.zeros((len(CLASS_NAMES), 4))
     for clip in clips(split, num_clips, seed=seed, num_frames=every * num_frames, **layout):
         clip = clip[::every]
-        detections = detect_clip(detector, clip)
+        detections, size = detect_clip(detector, clip), clip[0].segmentation.shape
         truth = [(scene.segmentation, scene.segments_info) for scene in clip]
-        frames = [as_frame([one.segment for one in found]) for found in detections]
+        frames = [as_frame([one.segment for one in found], size) for found in detections]
         frame_counts += vpq_counts(frames, truth, len(CLASS_NAMES), window=1)
         for name, start in METHODS.items():
             tracker = start()
-            frames = [as_frame(tracker.update(found)) for found in detections]
+            frames = [as_frame(tracker.update(found), size) for found in detections]
             counts[name].add(frames, truth, tracker.num_ids)
     pq = panoptic_figures(frame_counts, STUFF_IDS)["pq"]
     return {name: {"pq": pq, **one.figures()} for name, one in counts.items()}
@@ -115,9 +116,9 @@ def detect_clip(detector: Detector, clip: list[Scene]) -> list[list[Detection]]:
     return [detections for batch in batches for detections in detector.detect(batch)]
 
 
-def as_frame(segments: list[Segment]) -> Frame:
-    """Segments -> a map of ids and what they are."""
-    ids = np.zeros(segments[0].mask.shape if segments else (1, 1), np.int64)
+def as_frame(segments: list[Segment], size: tuple[int, int]) -> Frame:
+    """Segments -> a map (height, width) of ids and what they are."""
+    ids = np.zeros(size, np.int64)
     for segment in segments:
         ids[segment.mask] = segment.id
     return ids, [{"id": segment.id, "label_id": segment.label_id} for segment in segments]

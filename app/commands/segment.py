@@ -1,4 +1,4 @@
-"""`maftplus segment`: pictures and words in, overlays, label PNGs and JSON out."""
+"""`maftplus segment`: pictures or clips and words in; overlays and what is in them as PNG and JSON out."""
 
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ class Precision(str, Enum):
 
 @command()
 def segment(
-    pictures: Annotated[list[str], typer.Argument(help="Pictures, URLs of pictures, or folders of pictures.")],
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, URLs of pictures, folders of pictures; clips.")],
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,23 +45,41 @@ def segment(
         Precision, typer.Option(help="Precision of the network. auto: as it was saved.")
     ] = Precision.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the network.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Clips: take every so-manieth frame.")] = 1,
+    start: Annotated[float, typer.Option(min=0, help="Clips: begin after so many seconds.")] = 0.0,
+    end: Annotated[float | None, typer.Option(min=0, help="Clips: end before this second.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that stand where results go, whoever wrote them.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document."""
+    """
+    Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document.
+
+    Of a clip (mp4, mov, mkv, ...): the overlay as a clip with its sound, and a JSON line for each segment of a frame,
+    with ids that last from frame to frame.
+    """
+    from maftplus.app.clips import check_span
     from maftplus.app.jobs import check_results, plan_jobs
     from maftplus.app.models import load_pipeline
-    from maftplus.app.segmenting import Segmenter
+    from maftplus.app.segmenting import Segmenter, segment_clips
+    from maftplus.app.tracking import BATCH_SIZE
+    from maftplus.app.video import is_video
 
+    span = {"every": every, "start": start, "end": end}
+    check_span(**span)
     options = _read_options(labels, stuff, task, threshold)
     jobs = plan_jobs(pictures, out)
     check_results(jobs, overwrite)
     pipe = load_pipeline(model, device, dtype.value)
-    failed = Segmenter(pipe, options, overwrite=overwrite, is_quiet=quiet).run(jobs, batch_size)
+    clips = [job for job in jobs if is_video(job.path)]
+    pictures = [job for job in jobs if job not in clips]
+    failed = Segmenter(pipe, options, overwrite=overwrite, is_quiet=quiet).run(pictures, batch_size)
+    failed += segment_clips(pipe, clips, quiet, **options, **span, batch_size=max(batch_size, BATCH_SIZE))
     if failed:
-        echo_error(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(failed)}")
+        echo_error(
+            f"{len(failed)} of {len(jobs)} {'clips' if clips == jobs else 'pictures'} failed: {', '.join(failed)}"
+        )
         raise typer.Exit(SOME_FAILED)
 
 
