@@ -59,7 +59,7 @@ class Segmenter:
         return failed
 
     def _with_progress(self, jobs: Sequence[Job]) -> Iterable[Job]:
-        return jobs if self.is_quiet or len(jobs) == 1 else with_progress(jobs, "Segmenting")
+        return jobs if self.is_quiet or len(jobs) <= 1 else with_progress(jobs, "Segmenting")
 
     def _read(self, job: Job) -> Image.Image | None:
         try:

@@ -153,7 +153,7 @@ def _write_results(
             progress(frame)
         end = math.inf if reader.end is None else reader.end
         writer.close(sound_until=0.0 if reader.error else end)
-    result.summaries, result.error = list(summaries.values()), reader.error
+    result.summaries, result.error = [summaries[id] for id in sorted(summaries)], reader.error
     return result
 
 

@@ -140,6 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=sorted(SPLIT_SEEDS))
     parser.add_argument("--num_clips", type=int, default=30)
     parser.add_argument("--num_thing_classes", type=int, help="Things of so few classes that there are twins.")
+    parser.add_argument("--num_frames", type=int, default=20)
     parser.add_argument("--every", type=int, default=1, help="Take every so-manieth frame: larger steps.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_threads", type=int, default=2)
@@ -149,8 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
         model=MaftPlusForUniversalSegmentation.from_pretrained(options.model),
         processor=MaftPlusProcessor.from_pretrained(options.model),
     )
-    layout = {"num_thing_classes": options.num_thing_classes}
-    figures = evaluate_clips(segmenter, options.num_clips, options.split, options.seed, every=options.every, **layout)
+    layout = {name: getattr(options, name) for name in ("every", "num_frames", "num_thing_classes")}
+    figures = evaluate_clips(segmenter, options.num_clips, options.split, options.seed, **layout)
     print(f"{options.num_clips} clips of the {options.split} split")
     print(format_table(figures))
     rounded = {name: {key: round(value, 4) for key, value in row.items()} for name, row in figures.items()}
