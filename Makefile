@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-lower-bound test-common lint clean
+.PHONY: demo test test-lower-bound test-common lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -22,6 +22,10 @@ test-lower-bound:
 test-common: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet parameterized
 	OMP_NUM_THREADS=1 $(BIN)/python tests/common/run.py
+
+# Every figure of models/shapes that README, its card and docs quote, measured again (three minutes).
+figures: $(VENV)/.installed
+	$(BIN)/python shapes/figures.py
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check --fix .

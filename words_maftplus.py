@@ -56,9 +56,10 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
     labels = as_list(labels)
     if not labels:
         raise ValueError("`text` (the labels) is empty; give at least one class name.")
-    classes = [_synonyms(label, index) for index, label in enumerate(labels)]
-    if (total := sum(map(len, classes))) > MAX_SYNONYMS:
+    names = [_split_label(label, index) for index, label in enumerate(labels)]
+    if (total := sum(map(len, names))) > MAX_SYNONYMS:
         raise ValueError(f"The labels have {total:,} synonyms; at most {MAX_SYNONYMS:,} are taken at once.")
+    classes = [_strip_names(synonyms, f"Label {index}") for index, synonyms in enumerate(names)]
     first_index = {}
     for index, synonyms in enumerate(classes):
         first = first_index.setdefault(class_key(synonyms), index)
@@ -72,20 +73,23 @@ def as_list(texts: str | Iterable) -> list:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _synonyms(label: ClassName, index: int) -> list[str]:
+def _split_label(label: ClassName, index: int) -> Sequence[str]:
     if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
-    synonyms = label.split(",") if isinstance(label, str) else label
+    return label.split(",") if isinstance(label, str) else label
+
+
+def _strip_names(synonyms: Sequence[str], what: str) -> list[str]:
     for name in synonyms:
-        _check_text(name, f"Label {index}")
-    synonyms = [name.strip() for name in synonyms]
+        check_text(name, what)
     if not synonyms or not all(map(canonical_name, synonyms)):  # "&nbsp;" is empty too
-        shown = repr(label)[:200]
-        raise ValueError(f"Label {index} ({shown}) is empty or has an empty synonym; remove it or the extra comma.")
-    return synonyms
+        shown = ", ".join(synonyms)[:200]
+        raise ValueError(f"{what} ({shown!r}) is empty or has an empty synonym; remove it or the extra comma.")
+    return [name.strip() for name in synonyms]
 
 
-def _check_text(text: str, what: str) -> None:
+def check_text(text: str, what: str) -> None:
+    """Raise ValueError, naming `what`, if `text` is longer than a label may be or cannot be encoded."""
     if len(text) > MAX_NAME_LENGTH:
         raise ValueError(f"{what} has {len(text):,} characters, at most {MAX_NAME_LENGTH:,} are taken: {text[:40]!r}.")
     try:
@@ -151,7 +155,7 @@ def build_prompts(classes: list[list[str]], templates: str | Sequence[str] | Non
     """
     templates = as_list(templates or "{}")
     for template in templates:
-        _check_text(template, "A template")
+        check_text(template, "A template")
         if "{}" not in template:
             raise ValueError(f"Template {template!r} has no `{{}}` for the class name.")
     synonyms = [(index, name) for index, names in enumerate(classes) for name in names]
@@ -169,6 +173,7 @@ __all__ = [
     "Prompts",
     "build_prompts",
     "canonical_name",
+    "check_text",
     "class_key",
     "find_label_ids",
     "find_seen_classes",

@@ -25,12 +25,22 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") ->
     check_model_folder(model)
     check_device(device)
     logging.disable_progress_bar()
-    return MaftPlusSegmentationPipeline(
-        model=load_model(model, dtype),
-        processor=MaftPlusProcessor.from_pretrained(model),
-        task="image-segmentation",
-        device=device,
-    )
+    network, processor = load_model(model, dtype), load_processor(model)
+    try:
+        return MaftPlusSegmentationPipeline(
+            model=network, processor=processor, task="image-segmentation", device=device
+        )
+    except ValueError as error:  # a tokenizer that is not the text tower's
+        raise ValueError(f"{model}: {error}") from error
+
+
+def load_processor(model: str) -> MaftPlusProcessor:
+    """The processor with its tokenizer. Raises ValueError if there is none or its files cannot be read."""
+    try:
+        return MaftPlusProcessor.from_pretrained(model)
+    except Exception as error:  # the library of tokenizers raises bare Exceptions over damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{model}: the processor or its tokenizer cannot be read ({reason}).") from error
 
 
 def load_model(model: str, dtype: str = "auto") -> MaftPlusForUniversalSegmentation:

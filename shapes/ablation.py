@@ -1,15 +1,15 @@
 """The papers' claims in the shapes world: what each part of MAFT+ and MAFT adds, on fresh scenes, over several seeds.
 
     python shapes/ablation.py --work runs/ablation --seeds 0 1 2 --out runs/ablation/ablation
-    python shapes/ablation.py --seeds 0 --base runs/shapes_model     # one seed, on a finished make_shapes_model.py
+    python shapes/ablation.py --seeds 0 --base runs/shapes_model     # one seed, on a finished make_model.py
     python shapes/ablation.py --only_finished                        # the table of what has been measured so far
 
-For every seed one pre-training and one segmenter on frozen CLIP (the first two steps of `make_shapes_model.py`, then
+For every seed one pre-training and one segmenter on frozen CLIP (the first two steps of `make_model.py`, then
 `--base_steps` on whole scenes); every row then goes on from there for `--steps` on seen pairs, the control too, so
 that all rows have seen the same scenes as often. The rows of the ViT have a pre-training of their own
-(`shapes_vit.py`), train for `--vit_steps` and share one frozen proposer over all seeds, trained by
-`shapes_proposer.py` from the first seed's ConvNeXt: nothing but the scores of the same masks differs between them.
-Steps are fixed, not minutes. Each run's figures are kept in its folder and not computed again.
+(`vit.py`), train for `--vit_steps` and share one frozen proposer over all seeds, trained by
+`proposer.py` from the first seed's ConvNeXt: nothing but the scores of the same masks differs between them.
+Steps are fixed, not minutes. A stage that has finished with the same settings is not run again, nor measured again.
 
 Sources of the claims: arXiv 2310.00240 (mask-aware loss; `mask_sensitivity` is what it says CLIP lacks) and
 arXiv 2408.00744 (Representation Compensation, Content-Dependent Transfer).
@@ -19,21 +19,27 @@ import argparse
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import typer
+from transformers import set_seed
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.pictures.files import write_atomically
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.evaluate import evaluate
-from maftplus.shapes.make_model import RECIPES, SMALL_LAYOUT, export, train
-from maftplus.shapes.pretrain import load_recipe, pretrain
-from maftplus.shapes.proposer import train_proposer
+from maftplus.shapes.make_model import RECIPES, export, make_clip, make_small, train
+from maftplus.shapes.pretrain import load_recipe, pretrain_once
+from maftplus.shapes.proposer import train_proposer_once
+from maftplus.shapes.stages import finished_settings, run_stage
 from maftplus.shapes.vit import pool_patches
 from maftplus.train.run import build_model, build_processor, parse_arguments
 
-logger = logging.getLogger("maftplus.train")
+logger = logging.getLogger("maftplus.shapes")
 
 COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity")
 
@@ -72,47 +78,51 @@ VIT_ROWS = (
 )
 
 
-def prepare(work: Path, seed: int, base_steps: int, base: Path | None = None) -> tuple[Path, Path, Path]:
+@dataclass(frozen=True)
+class Start:
+    """What rows go on from: a model, the CLIP that teaches, the training scenes; `settings` of the model's stage."""
+
+    model: Path
+    clip: Path
+    data: Path
+    settings: dict[str, Any]
+
+
+def prepare(work: Path, seed: int, base_steps: int, base: Path | None = None) -> Start:
     """CLIP, the segmenter on it, and the training scenes of a seed; `base` holds some of them already."""
     source = work if base is None else base
-    clip, small, start = source / "clip", source / "small", work / "start"
-    if not (clip / "config.json").is_file():
-        pretrain(load_recipe(RECIPES / "shapes_clip.yaml", [f"seed={seed}"]), clip)
-    if not (small / "config.json").is_file():
-        data = export(source / "small_data", 12000, seed, SMALL_LAYOUT)
-        train("shapes_small.yaml", small, data, seed, "--clip_name_or_path", str(clip), dropped=0.0)
+    clip = make_clip(source, seed)
+    small = make_small(source, seed, clip)
     data = export(source / "data", 6000, seed, {})
-    if not (start / "config.json").is_file():
-        row = Row("start", "start", FROZEN)
-        run_row(row, work, small, clip, data, seed, base_steps)
-    return clip, start, data
+    before = Start(source / "small", source / "clip", data, small)
+    settings = run_row(Row("start", "start", FROZEN), work, before, seed, base_steps)
+    return Start(work / "start", source / "clip", data, settings)
 
 
-def prepare_vit(work: Path, seed: int, teacher: Path, proposer: Path) -> tuple[Path, Path]:
+def prepare_vit(work: Path, seed: int, teacher: Path, proposer: Path, data: Path) -> Start:
     """The ViT's CLIP of a seed, and the untrained model of it and the proposer."""
     clip, start = work / "vit_clip", work / "vit_start"
-    if not (clip / "config.json").is_file():
-        pretrain(load_recipe(RECIPES / "shapes_clip_vit.yaml", [f"seed={seed}"]), clip, teacher=teacher)
-    if not (start / "config.json").is_file():
-        paths = ["--clip_name_or_path", str(clip), "--proposer_name_or_path", str(proposer)]
-        options = [str(RECIPES / "shapes_maft.yaml"), *paths, "--output_dir", str(start)]
-        model_args, data_args, _ = parse_arguments(options)
-        build_model(model_args).save_pretrained(start)
-        build_processor(model_args, data_args).save_pretrained(start)
-    return clip, start
+    recipe = load_recipe(RECIPES / "shapes_clip_vit.yaml", [f"seed={seed}"])
+    settings = {"clip": pretrain_once(recipe, clip, teacher=teacher), "proposer": finished_settings(proposer)}
+    settings = run_stage(start, settings, partial(build_vit, start, clip, proposer, seed))
+    return Start(start, clip, data, settings)
 
 
-def run_row(row: Row, work: Path, start: Path, clip: Path, data: Path, seed: int, num_steps: int) -> None:
-    """Trains one row from `start`; the teacher is the CLIP that pre-training gave."""
-    options = {
-        "model_name_or_path": start,
-        "teacher_name_or_path": clip,
-        "model_config": json.dumps(row.settings),
-        "max_steps": num_steps,
-    }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+def build_vit(out: Path, clip: Path, proposer: Path, seed: int) -> None:
+    """The untrained model of the ViT's rows, and its processor."""
+    paths = ["--clip_name_or_path", str(clip), "--proposer_name_or_path", str(proposer)]
+    model_args, data_args, _ = parse_arguments([str(RECIPES / "shapes_maft.yaml"), *paths, "--output_dir", str(out)])
+    set_seed(seed)
+    build_model(model_args).save_pretrained(out)
+    build_processor(model_args, data_args).save_pretrained(out)
+
+
+def run_row(row: Row, work: Path, start: Start, seed: int, num_steps: int) -> dict[str, Any]:
+    """Trains one row from `start`, unless that is done; the teacher is the CLIP that pre-training gave."""
+    paths = {"model_name_or_path": start.model, "teacher_name_or_path": start.clip}
+    options = {"model_config": json.dumps(row.settings), "max_steps": num_steps}
     recipe, dropped = ("shapes_maft.yaml", 0.0) if row in VIT_ROWS else ("shapes.yaml", 0.5)
-    train(recipe, work / row.folder, data, seed, *arguments, dropped=dropped)
+    return train(recipe, work / row.folder, start.data, seed, paths, start.settings, dropped, options)
 
 
 def figures_path(folder: Path, num_scenes: int, pools_patches: bool = False) -> Path:
@@ -122,38 +132,48 @@ def figures_path(folder: Path, num_scenes: int, pools_patches: bool = False) -> 
 
 def finished(work: Path, num_scenes: int) -> dict[str, dict[str, float]]:
     """The rows of a seed that have been measured: name -> figures."""
-    paths = {row.name: figures_path(work / row.folder, num_scenes, row.pools_patches) for row in (*ROWS, *VIT_ROWS)}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    rows = {row.name: (work / row.folder, num_scenes, row.pools_patches) for row in (*ROWS, *VIT_ROWS)}
+    figures = {name: read_figures(*which) for name, which in rows.items()}
+    return {name: values for name, values in figures.items() if values is not None}
+
+
+def read_figures(folder: Path, num_scenes: int, pools_patches: bool = False) -> dict[str, float] | None:
+    """Figures that were measured on the model that is in `folder` now, if there are any."""
+    path, settings = figures_path(folder, num_scenes, pools_patches), finished_settings(folder)
+    if settings is None or not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["figures"] if content["settings"] == settings else None
 
 
 def measure(folder: Path, num_scenes: int, pools_patches: bool = False) -> dict[str, float]:
-    """Figures of the model in `folder` on scenes of the test split, from the file beside it if that is there."""
-    path = figures_path(folder, num_scenes, pools_patches)
-    if path.is_file():
-        return json.loads(path.read_text())
+    """Figures of the model in `folder` on scenes of the test split; measured once, kept beside the model."""
+    figures = read_figures(folder, num_scenes, pools_patches)
+    if figures is not None:
+        return figures
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
     processor = MaftPlusProcessor.from_pretrained(folder)
     if pools_patches:
         clip = model.model.clip
         clip.embed_mask_logits = lambda vision, logits: pool_patches(clip, vision, logits.sigmoid())
     figures = evaluate(model, processor, num_scenes, split="test", seed=1, measure_sensitivity=True)
-    path.write_text(json.dumps(figures))
+    content = json.dumps({"settings": finished_settings(folder), "figures": figures})
+    write_atomically(figures_path(folder, num_scenes, pools_patches), content)
     return figures
 
 
 def measure_seed(work: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every row of one seed: name -> figures."""
-    clip, start, data = prepare(work, seed, options.base_steps, options.base)
+    start = prepare(work, seed, options.base_steps, options.base)
     proposer = options.work / "proposer"  # of the first seed that comes by
-    if not (proposer / "config.json").is_file():
-        train_proposer(load_recipe(RECIPES / "shapes_proposer.yaml", []), data, proposer, clip)
-    vit_clip, vit_start = prepare_vit(work, seed, clip, proposer)
-    plan = [(row, start, clip) for row in ROWS] + [(row, vit_start, vit_clip) for row in VIT_ROWS]
+    if finished_settings(proposer) is None:
+        train_proposer_once(load_recipe(RECIPES / "shapes_proposer.yaml", []), start.data, proposer, start.clip)
+    vit_start = prepare_vit(work, seed, start.clip, proposer, start.data)
+    plan = [(row, start, options.steps) for row in ROWS] + [(row, vit_start, options.vit_steps) for row in VIT_ROWS]
     table = {}
-    for row, begin, teacher in plan:
-        if row.trains and not (work / row.folder / "config.json").is_file():
-            num_steps = options.vit_steps if row in VIT_ROWS else options.steps
-            run_row(row, work, begin, teacher, data, seed, num_steps)
+    for row, begin, num_steps in plan:
+        if row.trains:
+            run_row(row, work, begin, seed, num_steps)
         table[row.name] = measure(work / row.folder, options.num_scenes, row.pools_patches)
         logger.info("seed %d, %s: %s", seed, row.name, {k: round(v, 3) for k, v in table[row.name].items()})
     return table
@@ -186,13 +206,13 @@ def plot(tables: list[dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = collect(tables)
-    halves = [[row.name for row in rows if row.name in found] for rows in (ROWS, VIT_ROWS)]
+    values = collect(tables)
+    halves = [[row.name for row in rows if row.name in values] for rows in (ROWS, VIT_ROWS)]
     figure, all_axes = pyplot.subplots(2, figsize=(11, 8), sharey=True)
     width = 0.8 / len(COLUMNS)
     for names, axes in zip(halves, all_axes):
-        means = np.array([found[name].mean(0) for name in names]).reshape(-1, len(COLUMNS))
-        errors = [found[name].std(0, ddof=1) if len(found[name]) > 1 else np.zeros(len(COLUMNS)) for name in names]
+        means = np.array([values[name].mean(0) for name in names]).reshape(-1, len(COLUMNS))
+        errors = [values[name].std(0, ddof=1) if len(values[name]) > 1 else np.zeros(len(COLUMNS)) for name in names]
         errors = np.array(errors).reshape(-1, len(COLUMNS))
         for index, column in enumerate(COLUMNS):
             places = np.arange(len(names)) + (index - 2.5) * width
@@ -211,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--out", type=Path, default=Path("runs/ablation/ablation"), help="Name without an ending.")
-    parser.add_argument("--base", type=Path, help="With one seed: a folder of make_shapes_model.py to start from.")
+    parser.add_argument("--base", type=Path, help="With one seed: a folder of make_model.py to start from.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--base_steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=400)
@@ -233,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = format_markdown(tables)
     options.out.with_suffix(".md").write_text(text + "\n")
     plot(tables, options.out.with_suffix(".png"))
-    print(text)
+    typer.echo(text)
 
 
 if __name__ == "__main__":

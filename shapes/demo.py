@@ -6,15 +6,17 @@ Nothing is downloaded: the model is `models/shapes`, the scenes are drawn (`shap
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
+import typer
 from PIL import Image
-from transformers import pipeline
 
-from maftplus.app.tables import print_table
-from maftplus.pictures.results import write_results
-from maftplus.pictures.segments import segments_from_pipeline
+from maftplus.app.jobs import Job
+from maftplus.app.models import load_pipeline
+from maftplus.app.segmenting import Segmenter
+from maftplus.processing_maftplus import MaftPlusSegmentationPipeline
 from maftplus.shapes.evaluate import evaluate, format_table
 from maftplus.shapes.scenes import CLASSES, KINDS, Scene, scenes
 
@@ -39,23 +41,20 @@ def words_for(scene: Scene) -> tuple[list[str], list[str]]:
     return words, [CLASSES[index].names[-1] for index in present if not CLASSES[index].isthing]
 
 
-def show_scene(segmenter, out: Path) -> None:
-    """One scene, asked for in words: `scene.png`, the results that `maftplus segment` writes, and their table."""
+def show_scene(pipe: MaftPlusSegmentationPipeline, out: Path) -> None:
+    """One scene, asked for in words: `scene.png`, then what `maftplus segment` writes and prints for it."""
     scene = find_scene()
     words, stuff = words_for(scene)
     kinds = {name: entry.kind for entry in CLASSES for name in entry.names}
-    print("Asked for:", ", ".join(f"{word} ({kinds[word]})" if word not in stuff else word for word in words))
-    picture, path = Image.fromarray(scene.image), out / "scene.png"
-    picture.save(path)
+    typer.echo("Asked for: " + ", ".join(f"{word} ({kinds[word]})" if word not in stuff else word for word in words))
+    path = out / "scene.png"
+    Image.fromarray(scene.image).save(path)
     options = {"candidate_labels": words, "stuff_labels": stuff, "subtask": "panoptic"}
-    classes, stuff_ids = segmenter.classes_and_stuff(words, stuff)
-    segments = segments_from_pipeline(segmenter(picture, **options), stuff_ids)
-    about = {"image": str(path), "task": options["subtask"], "labels": classes}
-    written = write_results(path.with_suffix(""), picture, segments, about)
-    print_table(path, segments, written["overlay"])
-    missing = [word for word in words if word not in {segment.label for segment in segments}]
-    print("Not found:", ", ".join(missing) or "nothing")
-    print(f"Wrote {', '.join(map(str, [path, *written.values()]))}\n")
+    if Segmenter(pipe, options).run([Job(str(path), path.with_suffix(""))]):
+        raise typer.Exit(1)  # the error is on the screen
+    segments = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["segments"]
+    missing = [word for word in words if word not in {segment["label"] for segment in segments}]
+    typer.echo(f"Not found: {', '.join(missing) or 'nothing'}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,14 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_scenes", type=int, default=100)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    segmenter = pipeline("image-segmentation", model=options.model, trust_remote_code=True)
-    show_scene(segmenter, options.out)
+    pipe = load_pipeline(options.model)
+    show_scene(pipe, options.out)
     start = time.time()
-    figures = evaluate(segmenter.model, segmenter.processor, options.num_scenes, split="test", seed=DEMO_SEED)
-    print(
+    figures = evaluate(pipe.model, pipe.processor, options.num_scenes, split="test", seed=DEMO_SEED)
+    typer.echo(
         f"{options.num_scenes} fresh scenes, all 42 names as the vocabulary ({time.time() - start:.0f} s), in percent:"
     )
-    print(format_table(figures))
+    typer.echo(format_table(figures))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How well a model segments fresh scenes of the shapes world when all names of the world are its vocabulary.
 
-    python shapes/evaluate.py models/shapes --split test --num_scenes 500
+    python shapes/evaluate.py models/shapes --split test --num_scenes 500 --absent_words 500
 
 Choices are made on the validation split; figures are reported on the test split, which no choice has seen.
 Columns: mIoU over the pairs of each kind (seen counts the stuff too, as the classes of segmentation training),
@@ -15,10 +15,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+import typer
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
-from torch.nn import functional as F
+from transformers.utils import logging
 
 from maftplus.loss_maftplus import soft_iou
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
@@ -26,6 +28,8 @@ from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentation
 from maftplus.shapes.scenes import CLASSES, KINDS, SPLIT_SEEDS, STUFF_IDS, Scene, class_ids, scenes
 from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 
+ABSENT_SEED = 8  # of the scenes that are asked for what is not there
+NUM_ABSENT = 4  # words a scene
 COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "pq_things", "pq_stuff")
 
 
@@ -65,8 +69,8 @@ def evaluate(
         )
         for scene, classes, segments in zip(batch, semantic, panoptic):
             confusion_matrix(classes, scene.semantic, num_classes, out=matrix)
-            found = segments["segmentation"], segments["segments_info"]
-            counts += panoptic_counts(*found, scene.segmentation, scene.segments_info, num_classes)
+            predicted = segments["segmentation"], segments["segments_info"]
+            counts += panoptic_counts(*predicted, scene.segmentation, scene.segments_info, num_classes)
         if measure_sensitivity:
             sensitivities += mask_sensitivity(outputs, batch)
     figures = _figures(matrix, counts)
@@ -84,14 +88,14 @@ def mask_sensitivity(outputs, batch: list[Scene]) -> list[float]:
     Returns: one number in [-1, 1] a segment; segments for which all scores or all overlaps are equal are left out.
     """
     probabilities = outputs.out_vocab_logits[..., :-1].softmax(-1)
-    found = []
+    correlations = []
     for scores, masks, scene in zip(probabilities, outputs.masks_queries_logits, batch):
         overlaps = _soft_iou(masks, scene)  # (N, Q)
         for segment, overlap in zip(scene.segments_info, overlaps):
             score = scores[:, segment["category_id"]]
             if score.std() > 0 and overlap.std() > 0:
-                found.append(float(spearmanr(score.numpy(), overlap.numpy()).statistic))
-    return found
+                correlations.append(float(spearmanr(score.numpy(), overlap.numpy()).statistic))
+    return correlations
 
 
 def _soft_iou(mask_logits: Tensor, scene: Scene) -> Tensor:
@@ -120,13 +124,32 @@ def absent_things(scene: Scene, shares_a_colour: bool) -> list[str]:
     return [entry.names[0] for entry in absent if (entry.colour in colours) == shares_a_colour][::2]
 
 
-def share_left_empty(segmenter: MaftPlusSegmentationPipeline, num_scenes: int, shares_a_colour: bool) -> float:
-    """Share of validation scenes in which no segment is found for up to four `absent_things`."""
-    found = [
-        segmenter(Image.fromarray(scene.image), candidate_labels=absent_things(scene, shares_a_colour)[:4])
-        for scene in scenes("validation", num_scenes, seed=8)
-    ]
-    return float(np.mean([not segments for segments in found]))
+def share_left_empty(
+    segmenter: MaftPlusSegmentationPipeline,
+    num_scenes: int,
+    shares_a_colour: bool,
+    split: str = "validation",
+    **options,
+) -> float:
+    """
+    Share of scenes in which no segment is found for up to four `absent_things`.
+
+    Args:
+        options: What the pipeline takes besides the words (`threshold`, ...).
+    """
+    is_empty = []
+    for scene in scenes(split, num_scenes, seed=ABSENT_SEED):
+        words = absent_things(scene, shares_a_colour)[:NUM_ABSENT]
+        is_empty.append(not segmenter(Image.fromarray(scene.image), candidate_labels=words, **options))
+    return float(np.mean(is_empty))
+
+
+def absent_figures(
+    segmenter: MaftPlusSegmentationPipeline, num_scenes: int, split: str, **options
+) -> dict[str, float]:
+    """`share_left_empty` where no colour of the words is in the scene and where the colours are, in other shapes."""
+    kinds = {"absent_other_colours": False, "absent_same_colours": True}
+    return {name: share_left_empty(segmenter, num_scenes, shares, split, **options) for name, shares in kinds.items()}
 
 
 def _figures(matrix: np.ndarray, counts: np.ndarray) -> dict[str, float]:
@@ -144,8 +167,16 @@ def format_table(figures: dict[str, float]) -> str:
     return f"{names}\n" + "".join(f"{100 * figures[name]:>11.1f}" for name in COLUMNS)
 
 
+def format_absent(figures: dict[str, float]) -> str:
+    """Both of `absent_figures` in words."""
+    other, same = figures["absent_other_colours"], figures["absent_same_colours"]
+    return (
+        f"empty are {other:.1%} where no colour of theirs is there, {same:.1%} where the colours are, in other shapes"
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the figures of a model on fresh scenes."""
+    """Prints the figures of a model on fresh scenes; the last line is JSON, fractions of 1."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model")
     parser.add_argument("--split", default="test", choices=sorted(SPLIT_SEEDS))
@@ -155,17 +186,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.num_threads)
+    logging.disable_progress_bar()
     model = MaftPlusForUniversalSegmentation.from_pretrained(options.model)
     processor = MaftPlusProcessor.from_pretrained(options.model)
     start = time.time()
     figures = evaluate(model, processor, options.num_scenes, options.split, options.seed, measure_sensitivity=True)
-    print(f"{options.num_scenes} scenes of the {options.split} split, {time.time() - start:.0f} s")
-    print(format_table(figures))
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    typer.echo(f"{options.num_scenes} scenes of the {options.split} split, {time.time() - start:.0f} s")
+    typer.echo(format_table(figures))
+    figures.update(dict.fromkeys(("absent_other_colours", "absent_same_colours")))
     if options.absent_words:
         segmenter = MaftPlusSegmentationPipeline(model=model, processor=processor)
-        other, same = (share_left_empty(segmenter, options.absent_words, shares) for shares in (False, True))
-        print(f"Absent words leave a scene empty: {other:.0%} in other colours, {same:.0%} in colours of the scene.")
+        figures.update(absent_figures(segmenter, options.absent_words, options.split))
+        typer.echo(
+            f"{options.absent_words} scenes asked for {NUM_ABSENT} absent words; empty: {format_absent(figures)}"
+        )
+    rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
+    about = {"split": options.split, "num_scenes": options.num_scenes, "absent_words": options.absent_words}
+    typer.echo(json.dumps({**rounded, **about, "seed": options.seed}))
 
 
 if __name__ == "__main__":

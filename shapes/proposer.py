@@ -5,7 +5,7 @@
 
 It learns masks, not words: every segment of the training scenes (seen pairs alone) has the one class "object", so that
 its void score means the same for pairs it has never met. Its trunk starts from a pre-trained ConvNeXt CLIP, whose
-stages it continues by one. `--data` is a folder of `shapes.export_coco_panoptic`; pictures are normalised as CLIP's.
+stages it continues by one. `--data` is a folder of `scenes.export_coco_panoptic`; pictures are normalised as CLIP's.
 
 Sources: Mask2Former, arXiv 2112.01527; what MAFT asks of a proposer, arXiv 2310.00240.
 Shapes: B images, Q queries, N segments of a scene.
@@ -14,23 +14,26 @@ Shapes: B images, Q queries, N segments of a scene.
 import argparse
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+import typer
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Trainer, TrainingArguments, set_seed
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.shapes.pretrain import load_recipe
 from maftplus.shapes.scenes import CLASSES, scenes
+from maftplus.shapes.stages import finished_settings, run_stage
 from maftplus.train.data.augmentation import AugmentedDataset, TrainingCollator, build_transforms, void_value
 from maftplus.train.data.registry import load_coco_panoptic
 from maftplus.vocabularies.files import load_vocabulary_file
 
-logger = logging.getLogger("maftplus.train")
+logger = logging.getLogger("maftplus.shapes")
 
 
 def build_proposer(recipe: dict, clip: MaftPlusCLIPModel | None = None) -> Mask2FormerForUniversalSegmentation:
@@ -60,6 +63,13 @@ class ObjectCollator:
             "mask_labels": [masks.float() for masks in batch["mask_labels"]],
             "class_labels": [torch.zeros_like(ids) for ids in batch["class_labels"]],
         }
+
+
+def train_proposer_once(recipe: dict, data: Path, out: Path, clip: Path | None = None) -> dict[str, Any]:
+    """`train_proposer`, unless `out` is finished with these settings; returns the settings of `run_stage`."""
+    start = None if clip is None else finished_settings(clip)
+    settings = {"recipe": recipe, "scenes": finished_settings(data), "clip": start}
+    return run_stage(out, settings, partial(train_proposer, recipe, data, out, clip))
 
 
 def train_proposer(
@@ -135,9 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.num_threads)
     recipe = load_recipe(options.recipe, options.overrides)
-    proposer = train_proposer(recipe, options.data, options.out, options.clip)
+    train_proposer_once(recipe, options.data, options.out, options.clip)
+    proposer = Mask2FormerForUniversalSegmentation.from_pretrained(options.out).eval()
     figures = mask_recall(proposer, options.num_scenes)
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    typer.echo(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
 if __name__ == "__main__":

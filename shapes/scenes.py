@@ -16,9 +16,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from maftplus.shapes.stages import run_stage
 
 COLOURS = {
     "red": ((214, 40, 46), ("crimson",)),
@@ -45,7 +48,6 @@ STUFF = {
     "gravel": ("pebbles",),
 }
 PATTERNS = ("plain", "striped", "dotted")
-IRREGULAR_PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
 KINDS = ("seen", "unseen", "novel")
 SUPERSAMPLING = 3
 MIN_SIZE = 48
@@ -334,65 +336,6 @@ def _as_scene(image: np.ndarray, owner: np.ndarray, things: list, region: np.nda
     return Scene(image, segmentation, segments)
 
 
-# --------------------------------------------------------------------------------------------------------- captions
-
-OPENINGS = (
-    "{}",
-    "{}.",
-    "a photo of {}",
-    "a picture of {}.",
-    "there is {}",
-    "this is {}",
-    "a scene with {}",
-    "I see {}.",
-)
-JOINTS = ("on", "over", "in front of", "with", "above")
-
-
-@dataclass
-class Caption:
-    """A sentence on a scene, and the phrases it is made of: `phrases[i]` speaks of class `phrase_classes[i]`."""
-
-    text: str
-    phrases: list[str]
-    phrase_classes: list[int]
-
-
-def _phrase(class_id: int, count: int, patterns: list[str], rng: np.random.Generator) -> str:
-    """How somebody may speak of `count` things of a class: "a striped crimson ball", "two red circles"."""
-    name = CLASSES[class_id].names[0] if rng.random() < 0.5 else rng.choice(CLASSES[class_id].names)
-    if not CLASSES[class_id].isthing:
-        return ("" if rng.random() < 0.7 else "the ") + name
-    colour, noun = name.split(" ")
-    words = [patterns[0]] if len(set(patterns)) == 1 and rng.random() < 0.3 else []
-    if count == 1:
-        words = [*words, colour, noun]
-        article = "an" if words[0][0] in "aeiou" else "a"
-        return " ".join([rng.choice([article, article, "the", "one"]), *words])
-    number = ("two", "three", "four", "five", "six", "seven", "eight")[min(count, 8) - 2]
-    return " ".join([number, *words, colour, IRREGULAR_PLURALS.get(noun, noun + "s")])
-
-
-def _enumerate(phrases: list[str]) -> str:
-    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-
-
-def caption_scene(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Names everything in the scene, in chance order and words. A scene without segments raises ValueError."""
-    if not scene.segments_info:
-        raise ValueError("`scene` has no segments, so there is nothing to say.")
-    groups: dict[int, list[str]] = {}
-    for segment in scene.segments_info:
-        groups.setdefault(segment["category_id"], []).append(segment["pattern"])
-    order = [list(groups)[i] for i in rng.permutation(len(groups))]
-    spoken = {c: _phrase(c, len(groups[c]), groups[c], rng) for c in order}
-    things = [spoken[c] for c in order if CLASSES[c].isthing]
-    stuff = [spoken[c] for c in order if not CLASSES[c].isthing]
-    parts = [_enumerate(part) for part in (things, stuff) if part]
-    text = rng.choice(OPENINGS).format(f" {rng.choice(JOINTS)} ".join(parts))
-    return Caption(text, list(spoken.values()), list(spoken))
-
-
 # ---------------------------------------------------------------------------------------------------------- streams
 
 SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3}
@@ -417,34 +360,6 @@ def scenes(split: str, num_scenes: int, kinds: tuple[str, ...] = KINDS, seed: in
         yield draw_scene(np.random.default_rng((SPLIT_SEEDS[split], seed, index)), allowed, **layout)
 
 
-def _examples(split: str, num_scenes: int, kinds: tuple[str, ...], seed: int, layout: dict) -> Iterator[dict]:
-    for index, scene in enumerate(scenes(split, num_scenes, tuple(kinds), seed, **layout)):
-        yield {
-            "image": Image.fromarray(scene.image),
-            "segmentation": Image.fromarray(scene.segmentation),
-            "semantic": Image.fromarray(scene.semantic),
-            "segments_info": [{k: v for k, v in s.items() if k != "pattern"} for s in scene.segments_info],
-            "caption": caption_scene(scene, np.random.default_rng((99, SPLIT_SEEDS[split], seed, index))).text,
-        }
-
-
-def shapes_dataset(split: str, num_scenes: int, kinds: tuple[str, ...] = KINDS, seed: int = 0, **layout):
-    """
-    The scenes of `scenes()` as a `datasets.Dataset`, written to the cache once.
-
-    Columns: image, segmentation (segment ids from 1) and semantic (class ids) as 8-bit pictures, segments_info,
-    caption.
-    """
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
-
-    segment = {"id": Value("int32"), "category_id": Value("int32"), "isthing": Value("bool")}
-    maps = {name: ImageFeature() for name in ("image", "segmentation", "semantic")}
-    features = Features({**maps, "segments_info": [segment], "caption": Value("string")})
-    arguments = {"split": split, "num_scenes": num_scenes, "kinds": list(kinds), "seed": seed, "layout": layout}
-    return Dataset.from_generator(_examples, gen_kwargs=arguments, features=features)
-
-
 def vocabulary_rows(kinds: tuple[str, ...] = KINDS) -> list[dict]:
     """Classes of these kinds as rows of a vocabulary file (`vocabularies/files.py`); ids are those of `CLASSES`."""
     return [
@@ -464,28 +379,32 @@ def export_coco_panoptic(
 ) -> None:
     """
     Writes scenes in COCO's panoptic format, which `train/run.py` reads: `images/`, `panoptic/`, `panoptic.json`, and
-    `vocabulary.json` with the classes of `kinds`. A folder that already holds all of them is left as it is.
+    `vocabulary.json` with the classes of `kinds`. A folder that already holds these scenes is left as it is.
+
+    Raises:
+        ValueError: if `folder` holds files that no export wrote.
     """
-    description = {"split": split, "num_scenes": num_scenes, "kinds": kinds, "seed": seed, "layout": layout}
-    description = json.loads(json.dumps(description))  # as a file gives it back
-    index_file = folder / "panoptic.json"
-    if index_file.is_file() and json.loads(index_file.read_text())["info"] == description:
-        return
+    settings = {"split": split, "num_scenes": num_scenes, "kinds": kinds, "seed": seed, "layout": layout}
+    run_stage(folder, settings, lambda: _write_coco_panoptic(folder, **settings))
+
+
+def _write_coco_panoptic(folder: Path, kinds: tuple[str, ...], layout: dict, **which: Any) -> None:
     for name in ("images", "panoptic"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir()
     vocabulary = {"name": "shapes", "source": "the shapes world", "classes": vocabulary_rows(kinds)}
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary, indent=1))
-    annotations = []
-    for index, scene in enumerate(scenes(split, num_scenes, kinds, seed, **layout)):
+    images, annotations = [], []
+    for index, scene in enumerate(scenes(kinds=kinds, **which, **layout)):
         name = f"{index:06d}.png"
         ids = np.zeros((*scene.segmentation.shape, 3), np.uint8)
         ids[..., 0] = scene.segmentation  # COCO: id = R + 256 G + 65536 B
         Image.fromarray(scene.image).save(folder / "images" / name, compress_level=1)
         Image.fromarray(ids).save(folder / "panoptic" / name, compress_level=1)
         segments = [{"id": s["id"], "category_id": s["category_id"], "iscrowd": 0} for s in scene.segments_info]
+        images.append({"id": index, "file_name": name})
         annotations.append({"image_id": index, "file_name": name, "segments_info": segments})
-    images = [{"id": row["image_id"], "file_name": row["file_name"]} for row in annotations]
-    index_file.write_text(json.dumps({"info": description, "images": images, "annotations": annotations}))
+    content = {"info": {**which, "kinds": kinds, "layout": layout}, "images": images, "annotations": annotations}
+    (folder / "panoptic.json").write_text(json.dumps(content))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ both "person". Road is never held out: it stands in 161 of 591 pictures, nearly 
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections import defaultdict
@@ -20,13 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+import typer
 from PIL import Image
 from scipy.io import loadmat
-from torch.nn import functional as F
+from transformers import set_seed
 
 from maftplus.classifier_maftplus import class_log_probabilities
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor
+from maftplus.shapes.stages import run_stage, train_to_the_end
 from maftplus.train.evaluation.counting import confusion_matrix, semantic_figures
 from maftplus.train.run import build_trainer, parse_arguments
 from maftplus.vocabularies.files import load_vocabulary_file
@@ -42,33 +46,38 @@ TEST_SHARE = 0.3
 ALPHA, BETA = 0.4, 0.8  # FC-CLIP's weights of CLIP's score for seen and unseen classes
 # Taken off the log-probability of seen classes (arXiv 1605.04253, "calibrated stacking"); the last leaves only unseen.
 PENALTIES = (0.0, 1.0, 2.0, 4.0, 8.0, 1e4)
+Labelled = list[tuple[Path, np.ndarray]]  # pictures and the class of every pixel, (h, w) uint8
 
 
-def main() -> None:
-    """Measure and print; there is no limit to exceed."""
+def main(given: list[str] | None = None) -> None:
+    """Command line: trains, measures and prints; there is no limit to exceed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--msrc", type=Path, required=True, help="folder with Images and newsegmentations_mats")
     parser.add_argument("--embeddings", type=Path, required=True, help="(171, 512), in COCO-Stuff's order")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--recipe", default="shapes/recipes/msrc.yaml")
+    parser.add_argument("--recipe", type=Path, default=Path(__file__).parent / "recipes" / "msrc.yaml")
     parser.add_argument("--unseen", nargs="+", default=UNSEEN, help="the classes held out")
     parser.add_argument("--shuffle", action="store_true", help="deal the class vectors out at random")
     parser.add_argument("--evaluate_only", action="store_true", help="do not train")
     parser.add_argument("--seed", type=int, default=0)
-    arguments, overrides = parser.parse_known_args()
+    arguments, overrides = parser.parse_known_args(given)
     classes = sorted({name for name in NAMES if name})
     unknown = sorted(set(arguments.unseen) - set(classes))
     if unknown:
         parser.error(f"--unseen: {', '.join(unknown)} not among {', '.join(classes)}")
     seen = [index for index, name in enumerate(classes) if name not in arguments.unseen]
     vectors = class_vectors(arguments.embeddings, classes, arguments.shuffle, arguments.seed)
-    test = prepare(arguments.msrc, arguments.output_dir / "data", classes, seen, arguments.seed)
+    training, test = split(arguments.msrc, classes, seen, arguments.seed)
     if not arguments.evaluate_only:
-        train(arguments, overrides, classes, seen, vectors)
+        data = arguments.output_dir / "data"
+        source = {"msrc": arguments.msrc.resolve(), "vectors": hashlib.sha256(vectors.tobytes()).hexdigest()}
+        settings = {**source, "classes": classes, "seen": seen, "seed": arguments.seed}
+        run_stage(data, settings, lambda: write_training_data(data, training, vectors, classes, seen))
+        train(arguments, overrides)
     figures = evaluate(arguments.output_dir, test, vectors, classes, seen)
     figures.update(shuffled=arguments.shuffle, unseen=sorted(arguments.unseen), num_test=len(test))
     (arguments.output_dir / "figures.json").write_text(json.dumps(figures, indent=2))
-    print(json.dumps(figures, indent=2))
+    typer.echo(json.dumps(figures, indent=2))
 
 
 def class_vectors(path: Path, classes: list[str], do_shuffle: bool, seed: int) -> np.ndarray:
@@ -78,31 +87,39 @@ def class_vectors(path: Path, classes: list[str], do_shuffle: bool, seed: int) -
     return np.random.default_rng(seed + 1).permutation(rows) if do_shuffle else rows
 
 
-def prepare(
-    source: Path, target: Path, classes: list[str], seen: list[int], seed: int
-) -> list[tuple[Path, np.ndarray]]:
-    """Writes pictures and label maps to train on, numbered as in `seen`; returns the test (picture, label map)."""
+def split(source: Path, classes: list[str], seen: list[int], seed: int) -> tuple[Labelled, Labelled]:
+    """What to train on, without a pixel of the other classes, and what to test on."""
     table = np.full(256, IGNORED, np.uint8)
     for index, name in enumerate(NAMES, start=1):
         if name in classes:
             table[index] = classes.index(name)
-    to_seen = np.full(256, IGNORED, np.uint8)
-    to_seen[seen] = np.arange(len(seen))
-    shutil.rmtree(target, ignore_errors=True)
-    for folder in ("images", "labels"):
-        (target / folder).mkdir(parents=True)
-    (target / "seen.txt").write_text("\n".join(classes[index] for index in seen))
     pictures = sorted((source / "Images").glob("*.jpg"))
-    test = []
+    if not pictures:
+        raise ValueError(f"{source / 'Images'} holds no .jpg; give the folder of MSRC v2.")
+    training, test = [], []
     for picture, is_test in zip(pictures, np.random.default_rng(seed).random(len(pictures)) < TEST_SHARE):
         labels = table[read_classes(source / "newsegmentations_mats" / f"{picture.stem}_GT.mat")]
-        found = set(np.unique(labels).tolist()) - {IGNORED}
-        if is_test or found - set(seen):
+        present = set(np.unique(labels).tolist()) - {IGNORED}
+        if is_test or present - set(seen):
             test.append((picture, labels))
-        elif found:
-            Image.fromarray(to_seen[labels]).save(target / "labels" / f"{picture.stem}.png")
-            shutil.copyfile(picture, target / "images" / picture.name)
-    return test
+        elif present:
+            training.append((picture, labels))
+    return training, test
+
+
+def write_training_data(
+    target: Path, training: Labelled, vectors: np.ndarray, classes: list[str], seen: list[int]
+) -> None:
+    """Pictures, label maps numbered as in `seen.txt`, and `seen.npy`, the vectors of these classes, into `target`."""
+    to_seen = np.full(256, IGNORED, np.uint8)
+    to_seen[seen] = np.arange(len(seen))
+    for folder in ("images", "labels"):
+        (target / folder).mkdir()
+    (target / "seen.txt").write_text("\n".join(classes[index] for index in seen))
+    np.save(target / "seen.npy", vectors[seen])
+    for picture, labels in training:
+        Image.fromarray(to_seen[labels]).save(target / "labels" / f"{picture.stem}.png")
+        shutil.copyfile(picture, target / "images" / picture.name)
 
 
 def read_classes(path: Path) -> np.ndarray:
@@ -113,12 +130,9 @@ def read_classes(path: Path) -> np.ndarray:
     return table[content["newseg"]]
 
 
-def train(
-    arguments: argparse.Namespace, overrides: list[str], classes: list[str], seen: list[int], vectors: np.ndarray
-) -> None:
+def train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """The recipe's small model on the seen classes, whose names are the given vectors; saved in the output folder."""
     folder = arguments.output_dir / "data"
-    np.save(folder / "seen.npy", vectors[seen])
     options = {
         "image_folder": folder / "images",
         "label_folder": folder / "labels",
@@ -128,13 +142,13 @@ def train(
         "seed": arguments.seed,
     }
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    trainer = build_trainer(*parse_arguments([arguments.recipe, "--do_train", *given, *overrides]))
-    trainer.train()
-    trainer.save_model()
+    model_args, data_args, args = parse_arguments([str(arguments.recipe), "--do_train", *given, *overrides])
+    set_seed(args.seed)
+    train_to_the_end(build_trainer(model_args, data_args, args))
 
 
 @torch.no_grad()
-def evaluate(folder: Path, test, vectors: np.ndarray, classes: list[str], seen: list[int]) -> dict[str, Any]:
+def evaluate(folder: Path, test: Labelled, vectors: np.ndarray, classes: list[str], seen: list[int]) -> dict[str, Any]:
     """Figures of the model in `folder` with every class as a candidate, by each way to score a mask (`figures_of`)."""
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder).eval()
     image_processor = MaftPlusProcessor.from_pretrained(folder).image_processor
@@ -151,8 +165,8 @@ def evaluate(folder: Path, test, vectors: np.ndarray, classes: list[str], seen: 
             for penalty in PENALTIES:
                 lowered = logits - penalty * F.pad(is_seen, (0, 1)).float()  # void stays
                 outputs["class_queries_logits"] = lowered.log_softmax(-1)
-                (found,) = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[labels.shape])
-                counts = confusion_matrix(found, labels, len(classes), IGNORED, picture.name)
+                (predicted,) = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[labels.shape])
+                counts = confusion_matrix(predicted, labels, len(classes), IGNORED, picture.name)
                 matrices[kind, penalty] = matrices[kind, penalty] + counts
     kinds = sorted({kind for kind, _ in matrices})
     return {kind: figures_of([matrices[kind, penalty] for penalty in PENALTIES], classes, seen) for kind in kinds}
@@ -177,9 +191,9 @@ def figures_of(matrices: list[np.ndarray], classes: list[str], seen: list[int]) 
     """
     curve = []
     for penalty, matrix in zip(PENALTIES[:-1], matrices):
-        found = semantic_figures(matrix, seen)
+        figures = semantic_figures(matrix, seen)
         keys = "seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou"
-        curve.append({"penalty": penalty, **{key: float(found[key]) for key in keys}})
+        curve.append({"penalty": penalty, **{key: float(figures[key]) for key in keys}})
     alone = semantic_figures(matrices[-1])["per_category_accuracy"]
     unseen = [index for index in range(len(classes)) if index not in seen]
     per_class = semantic_figures(matrices[0])["per_category_iou"]

@@ -14,8 +14,8 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel

@@ -66,6 +66,7 @@ def test_a_string_alone_is_one_class():
         (["cat", "x" * 10_000_000], "Label 1 has 10,000,000 characters"),
         (["cat", ["x" * 1001]], "Label 1 has 1,001 characters"),
         ([",".join(map(str, range(100_001)))], "100,001 synonyms"),
+        (["a," * 5_000_000], "5,000,001 synonyms"),
     ],
 )
 def test_labels_that_cannot_be_told_apart_or_read_are_refused(labels, message):

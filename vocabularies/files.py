@@ -27,14 +27,13 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from maftplus.words_maftplus import canonical_name
+from maftplus.words_maftplus import canonical_name, check_text
 
 logger = logging.get_logger(__name__)
 
 FOLDER = Path(__file__).parent
 LOOK_UP_LIMIT = 1 << 16  # label maps have at most two bytes
 LARGEST_FILE = 10_000_000  # bytes
-LONGEST_NAME = 1000  # characters; CLIP reads 77 tokens
 ID_AND_NAMES = re.compile(r"\s*([0-9]{1,9})\s*:(.*)")
 STUFF_MARK = re.compile(r"\s*stuff\s*:(.*)", re.IGNORECASE)
 INVALID_NAME = "invalid_class_id"  # what published prompt files call the id of unlabelled pixels
@@ -299,12 +298,9 @@ def _split_names(names: str, where: str) -> tuple[str, ...]:
 
 
 def _check_name(name: str, where: str) -> str:
-    if not canonical_name(name[: LONGEST_NAME + 1]):
+    check_text(name, f"{where}: a name")
+    if not canonical_name(name):
         raise ValueError(f"{where}: a class has an empty name.")
-    if len(name) > LONGEST_NAME:
-        raise ValueError(f"{where}: a name has {len(name)} characters, the limit is {LONGEST_NAME}.")
-    if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
-        raise ValueError(f"{where}: the name {name!r} holds half a character (a lone surrogate).")
     return name
 
 

@@ -385,3 +385,18 @@ def test_the_network_computes_in_the_precision_asked_for(folder, picture, tmp_pa
     options = ("--model", folder, "--out", tmp_path / "out", "--dtype", "bfloat16")
     result = run(picture, "--labels", "cat", *options)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_a_tokenizer_that_knows_no_word_is_refused_before_any_picture(folder, picture, tmp_path, damage):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    tokenizer = broken / "tokenizer.json"
+    content = tokenizer.read_bytes()
+    tokenizer.unlink()
+    if damage != "missing":
+        tokenizer.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    result = run(picture, "--labels", "cat", "--model", broken, "--out", tmp_path / "out")
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert "tokenizer" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

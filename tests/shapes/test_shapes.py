@@ -10,20 +10,11 @@ import yaml
 from PIL import Image
 
 from maftplus.shapes import ablation
+from maftplus.shapes.captions import caption_scene
 from maftplus.shapes.evaluate import _soft_iou, all_names, mask_sensitivity
 from maftplus.shapes.make_model import RECIPES
-from maftplus.shapes.pretrain import (
-    CaptionedScenes,
-    Normalise,
-    Objective,
-    build_clip,
-    contrast,
-    explained_loss,
-    learning_rate,
-    make_batch,
-    mask_accuracy,
-    train_tokenizer,
-)
+from maftplus.shapes.objective import CaptionedScenes, Normalise, Objective, contrast, explained_loss, make_batch
+from maftplus.shapes.pretrain import build_clip, learning_rate, mask_accuracy
 from maftplus.shapes.scenes import (
     CLASS_NAMES,
     CLASSES,
@@ -32,13 +23,12 @@ from maftplus.shapes.scenes import (
     SHAPES,
     STUFF_IDS,
     Scene,
-    caption_scene,
     class_ids,
     draw_scene,
     export_coco_panoptic,
     scenes,
-    shapes_dataset,
 )
+from maftplus.shapes.tokenizer import train_tokenizer
 from maftplus.shapes.vocabulary_dropout import VocabularyDropout
 
 
@@ -128,15 +118,6 @@ def test_a_scene_without_segments_has_no_caption():
     blank = Scene(np.zeros((48, 48, 3), np.uint8), np.zeros((48, 48), np.uint8))
     with pytest.raises(ValueError, match="no segments"):
         caption_scene(blank, np.random.default_rng(0))
-
-
-def test_the_world_comes_as_a_datasets_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    row = shapes_dataset("train", 2, ("seen",), seed=1)[1]
-    scene = list(scenes("train", 2, ("seen",), seed=1))[1]
-    np.testing.assert_array_equal(np.asarray(row["image"]), scene.image)
-    np.testing.assert_array_equal(np.asarray(row["semantic"]), scene.semantic)
-    assert [s["id"] for s in row["segments_info"]] == [s["id"] for s in scene.segments_info]
 
 
 def test_exported_scenes_read_back_as_coco_panoptic(tmp_path):

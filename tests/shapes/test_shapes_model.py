@@ -11,7 +11,8 @@ from PIL import Image
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
-from maftplus.shapes.evaluate import absent_things, all_names, evaluate
+from maftplus.shapes.evaluate import COLUMNS, absent_things, all_names, evaluate
+from maftplus.shapes.figures import ABSENT_COLUMNS, METRICS, update_card
 from maftplus.shapes.scenes import CLASS_NAMES, CLASSES, STUFF_IDS, scenes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def overlap(result, mask):
 
 
 def test_the_folder_stays_small_and_computes_in_float32(segmenter):
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8_000_000
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4_000_000
     assert segmenter.model.dtype == torch.float32
     assert json.loads((FOLDER / "config.json").read_text())["dtype"] == "float32"
 
@@ -119,3 +120,23 @@ def test_every_kind_of_result_names_what_is_there(segmenter, drawn, subtask):
     labels = {result["label"] for result in segment(segmenter, scene, sorted(present), subtask)}
     assert labels & present
     assert labels <= present
+
+
+def test_the_card_takes_every_figure_that_is_measured():
+    figures = dict.fromkeys((*COLUMNS, *ABSENT_COLUMNS), 0.123)
+    card = update_card((FOLDER / "README.md").read_text(encoding="utf-8"), figures)
+    assert card.count("| 12.3 | 12.3 |") == 3  # non-overlapping: seven columns, then two
+    assert card.count("value: 0.1230") == 5
+
+
+def test_a_card_without_a_place_for_a_figure_is_refused():
+    with pytest.raises(ValueError, match="0 places for"):
+        update_card("# A card", dict.fromkeys((*COLUMNS, *ABSENT_COLUMNS), 0.5))
+
+
+def test_figures_and_front_matter_of_the_card_agree():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    values = {name: float(value) for name, value in re.findall(r"type: (\w+), value: ([\d.]+)", card)}
+    row = re.search(rf"<!-- {' '.join(COLUMNS)} -->\n.*\n.*\n\| (.*) \|", card)[1].split(" | ")
+    for metric, name in METRICS.items():
+        assert float(row[COLUMNS.index(name)]) == pytest.approx(100 * values[metric], abs=0.051)

@@ -10,9 +10,12 @@ import torch
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.shapes import ablation
-from maftplus.shapes.pretrain import Normalise, build_clip, load_recipe, mask_accuracy, pretrain, train_tokenizer
+from maftplus.shapes.objective import Normalise
+from maftplus.shapes.pretrain import build_clip, load_recipe, mask_accuracy, pretrain
 from maftplus.shapes.proposer import build_proposer, mask_recall, train_proposer
 from maftplus.shapes.scenes import export_coco_panoptic
+from maftplus.shapes.stages import run_stage
+from maftplus.shapes.tokenizer import train_tokenizer
 from maftplus.shapes.vit import (
     NEIGHBOURS,
     build_vit_clip,
@@ -156,7 +159,7 @@ def test_pooled_patches_are_the_sum_of_the_patches_inside(vit):
 
 
 def test_mask_accuracy_of_a_vit_tells_both_ways(vit, teacher_folder):
-    from maftplus.shapes.pretrain import Objective
+    from maftplus.shapes.objective import Objective
 
     objective = Objective(vit, load_teacher(teacher_folder)[1], {}, use_bfloat16=False)
     found = mask_accuracy(objective, Normalise((0.5,) * 3, (0.5,) * 3), 2, seed=0)
@@ -183,15 +186,20 @@ def test_the_proposer_s_trunk_starts_from_clip(teacher_folder):
 
 def test_the_vit_rows_are_trained_and_measured(vit, proposer, data, teacher_folder, tmp_path, monkeypatch):
     work = tmp_path / "seed_0"
-    vit.save_pretrained(work / "vit_clip")
-    load_teacher(teacher_folder)[1].save_pretrained(work / "vit_clip")
-    clip, start = ablation.prepare_vit(work, 0, teacher_folder, proposer)
+
+    def pretrain_once(recipe, out, teacher):
+        vit.save_pretrained(out)
+        load_teacher(teacher)[1].save_pretrained(out)
+        return {"seed": recipe["seed"]}
+
+    monkeypatch.setattr(ablation, "pretrain_once", pretrain_once)
+    start = ablation.prepare_vit(work, 0, teacher_folder, proposer, data)
     row = ablation.VIT_ROWS[-1]
-    ablation.run_row(row, work, start, clip, data, 0, 1)
+    assert ablation.run_row(row, work, start, 0, 1)["after"]["clip"] == {"seed": 0}
     monkeypatch.setattr(ablation, "evaluate", partial(_patches_only, vit))
     assert ablation.measure(work / row.folder, 2) == {"pooled": False}
-    assert ablation.measure(start, 2, pools_patches=True) == {"pooled": True}
-    assert json.loads((start / "figures_2_pooled.json").read_text()) == {"pooled": True}
+    assert ablation.measure(start.model, 2, pools_patches=True) == {"pooled": True}
+    assert json.loads((start.model / "figures_2_pooled.json").read_text())["figures"] == {"pooled": True}
 
 
 def _patches_only(vit, model, *_, **__) -> dict[str, bool]:
@@ -208,9 +216,10 @@ def test_the_table_of_what_is_finished_counts_its_seeds(tmp_path, capsys):
     figures = dict.fromkeys(ablation.COLUMNS, 0.5)
     for seed, rows in ((0, (*ablation.ROWS, *ablation.VIT_ROWS)), (1, ablation.ROWS[:1])):
         for row in rows:
-            path = ablation.figures_path(tmp_path / f"seed_{seed}" / row.folder, 300, row.pools_patches)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(figures))
+            folder = tmp_path / f"seed_{seed}" / row.folder
+            run_stage(folder, {}, lambda: None)
+            path = ablation.figures_path(folder, 300, row.pools_patches)
+            path.write_text(json.dumps({"settings": {}, "figures": figures}))
     ablation.main(["--only_finished", "--work", str(tmp_path), "--out", str(tmp_path / "table"), "--seeds", "0", "1"])
     table = capsys.readouterr().out
     assert "| frozen CLIP | 50.0 ± 0.0 |" in table
