@@ -1,7 +1,7 @@
 """What tracks cost: frames a second against the same frames without identities, and memory over a long clip.
 
     python benchmarks/video.py --speed [--rounds 5]
-    python benchmarks/video.py --seconds 3600 [--every 4]    # a clip of the shapes world at one frame a second, repeated
+    python benchmarks/video.py --seconds 3600 [--every 4]    # at one frame a second, by repetition
 
 Speed: a clip of the shapes world as 40 pictures of 128 x 128 in batches of 8, with 42 classes, through network and
 panoptic post-processing; once frame by frame, once as `track` does it. A round runs one after the other; the ratio is

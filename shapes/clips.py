@@ -26,12 +26,12 @@ from maftplus.shapes.scenes import (
     PATTERNS,
     SPLIT_SEEDS,
     Scene,
-    _as_scene,
-    _coverage,
-    _paint_stuff,
-    _pattern,
-    _window,
+    as_scene,
     class_ids,
+    clip_window,
+    draw_coverage,
+    draw_pattern,
+    paint_stuff,
 )
 
 MOTIONS = ("drift", "swing", "stay")
@@ -88,7 +88,7 @@ def draw_clip(
     if moving_ground is None:
         moving_ground = bool(rng.random() < 0.5)
     path = _camera_path(num_frames, rng) if moving_ground else np.zeros((num_frames, 2), int)
-    image, region, stuff = _paint_stuff(
+    image, region, stuff = paint_stuff(
         size + int(path.max()), int(rng.integers(num_regions[0], num_regions[1] + 1)), rng
     )
     if num_thing_classes is not None:
@@ -101,7 +101,7 @@ def draw_clip(
         ground = np.s_[top : top + size, left : left + size]
         picture, owner = _paint_frame(image[ground].copy(), things, index)
         picture = picture * light + rng.standard_normal(picture.shape, np.float32) * 3
-        frames.append(_as_scene(np.clip(picture, 0, 255).astype(np.uint8), owner, things, region[ground], stuff))
+        frames.append(as_scene(np.clip(picture, 0, 255).astype(np.uint8), owner, things, region[ground], stuff))
     return frames
 
 
@@ -123,7 +123,7 @@ def _move(class_id: int, num_frames: int, size: int, rng: np.random.Generator) -
         pattern,
         np.array(COLOURS[CLASSES[class_id].colour][0]) + rng.uniform(-14, 14, 3),
         radius,
-        _pattern(pattern, stamp, rng.uniform(0, math.pi), rng),
+        draw_pattern(pattern, stamp, rng.uniform(0, math.pi), rng),
         _centres(motion, radius, num_frames, size, rng),
         rng.uniform(0, 2 * math.pi) + turn * np.arange(num_frames),
     )
@@ -163,10 +163,10 @@ def _paint_frame(image: np.ndarray, things: list[MovingThing], index: int) -> tu
     """The things over the ground (S, S, 3), in place, later ones nearer; and whose every pixel is: 0 ground, i + 1."""
     owner = np.zeros(image.shape[:2], np.uint8)
     for number, thing in enumerate(things, start=1):
-        coverage = _coverage(CLASSES[thing.class_id].shape, thing.radius, thing.angles[index])
+        coverage = draw_coverage(CLASSES[thing.class_id].shape, thing.radius, thing.angles[index])
         top, left = np.rint(thing.centres[index] - len(coverage) / 2).astype(int)
-        rows, stamp_rows = _window(top, len(coverage), len(image))
-        columns, stamp_columns = _window(left, len(coverage), len(image))
+        rows, stamp_rows = clip_window(top, len(coverage), len(image))
+        columns, stamp_columns = clip_window(left, len(coverage), len(image))
         if rows.start >= rows.stop or columns.start >= columns.stop:
             continue
         coverage, shading = (stamp[stamp_rows, stamp_columns] for stamp in (coverage, thing.shading))

@@ -62,8 +62,6 @@ def segment(
     from maftplus.app.clips import check_span
     from maftplus.app.jobs import check_results, plan_jobs
     from maftplus.app.models import load_pipeline
-    from maftplus.app.segmenting import Segmenter, segment_clips
-    from maftplus.app.tracking import BATCH_SIZE
     from maftplus.app.video import is_video
 
     span = {"every": every, "start": start, "end": end}
@@ -72,15 +70,25 @@ def segment(
     jobs = plan_jobs(pictures, out)
     check_results(jobs, overwrite)
     pipe = load_pipeline(model, device, dtype.value)
+    failed = _segment_jobs(pipe, jobs, options, span, batch_size, overwrite=overwrite, is_quiet=quiet)
+    if failed:
+        kind = "pictures or clips" if any(is_video(job.path) for job in jobs) else "pictures"
+        echo_error(f"{len(failed)} of {len(jobs)} {kind} failed: {', '.join(failed)}")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _segment_jobs(pipe, jobs: list, options: dict, span: dict, batch_size: int, **how: bool) -> list[str]:
+    """Pictures first, then clips. Returns the paths of those that failed."""
+    from maftplus.app.segmenting import Segmenter, segment_clips
+    from maftplus.app.tracking import BATCH_SIZE
+    from maftplus.app.video import is_video
+
     clips = [job for job in jobs if is_video(job.path)]
     pictures = [job for job in jobs if job not in clips]
-    failed = Segmenter(pipe, options, overwrite=overwrite, is_quiet=quiet).run(pictures, batch_size)
-    failed += segment_clips(pipe, clips, quiet, **options, **span, batch_size=max(batch_size, BATCH_SIZE))
-    if failed:
-        echo_error(
-            f"{len(failed)} of {len(jobs)} {'clips' if clips == jobs else 'pictures'} failed: {', '.join(failed)}"
-        )
-        raise typer.Exit(SOME_FAILED)
+    failed = Segmenter(pipe, options, **how).run(pictures, batch_size)
+    return failed + segment_clips(
+        pipe, clips, how["is_quiet"], **options, **span, batch_size=max(batch_size, BATCH_SIZE)
+    )
 
 
 def _read_options(
