@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from maftplus.app.command import echo_error
 from maftplus.app.jobs import Job
-from maftplus.app.tables import print_table, with_progress
+from maftplus.app.tables import count_frames, print_table, print_tracks, with_progress
+from maftplus.app.video import segment_video
 from maftplus.pictures.heatmap import heatmap_image
 from maftplus.pictures.results import confidence_path, heatmap_paths, write_results
 from maftplus.pictures.segments import segments_from_pipeline
@@ -65,7 +66,7 @@ class Segmenter:
         return failed
 
     def _with_progress(self, jobs: Sequence[Job]) -> Iterable[Job]:
-        return jobs if self.is_quiet or len(jobs) == 1 else with_progress(jobs, "Segmenting")
+        return jobs if self.is_quiet or len(jobs) <= 1 else with_progress(jobs, "Segmenting")
 
     def _read(self, job: Job) -> Image.Image | None:
         try:
@@ -112,6 +113,30 @@ def _plan_maps(stem: Path, picture: Image.Image, result: dict[str, Any]) -> dict
     drawings = {path: partial(heatmap_image, picture, scores.numpy(), word) for path, word, scores in maps}
     title = "confidence: the best word's score"
     return {**drawings, confidence_path(stem): partial(heatmap_image, picture, result["confidence"].numpy(), title)}
+
+
+def segment_clips(
+    pipe: MaftPlusSegmentationPipeline, jobs: Sequence[Job], is_quiet: bool = False, **options: Any
+) -> list[str]:
+    """
+    Segment and write every clip (`maftplus.app.video.segment_video`, whose `options` these are), and print its tracks.
+    Returns the paths of those that failed; of one that is broken, what came before is written.
+    """
+    failed = []
+    for job in jobs:
+        try:
+            with count_frames(job.path, is_quiet) as progress:
+                result = segment_video(job.path, job.stem, pipe, progress=progress, **options)
+        except (ValueError, OSError) as error:
+            _tell(job, error)
+            failed.append(job.path)
+            continue
+        if not is_quiet:
+            print_tracks(job.path, result)
+        if result.error is not None:
+            echo_error(result.error)
+            failed.append(job.path)
+    return failed
 
 
 def _tell(job: Job, error: Exception) -> None:

@@ -59,6 +59,7 @@ LONGEST_FILE, LONGEST_FUNCTION, GUIDE = 550, 60, 40  # lines; functions without 
 # Over the guide, each for a reason.
 LONG_FUNCTIONS = {
     "modeling_maftplus.py:forward",  # its signature is the public interface
+    "app/commands/segment.py:segment",  # its signature is the command line
 }
 
 
