@@ -38,19 +38,33 @@ def overlay_image(
     """
     if style not in STYLES:
         raise ValueError(f"`style` must be one of {', '.join(STYLES)}, got {style!r}.")
-    canvas = picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
-    unit = min(canvas.size)
-    bare = canvas.copy() if style == "side-by-side" else None
     colours = _segment_colours(segments, names)
+    canvas = paint_segments(picture, segments, colours, style != "outline")
+    unit = min(canvas.size)
+    if style == "side-by-side":
+        canvas = _beside(_resize(picture), canvas, gap=max(4, unit // 100))
+    return with_legend(canvas, legend_rows(segments, colours), text_size=max(14, round(unit / 30)))
+
+
+def paint_segments(
+    picture: Image.Image, segments: Sequence[Segment], colours: Sequence[Colour], is_filled: bool = True
+) -> Image.Image:
+    """
+    The picture, in a size at which lines can be seen, under its segments, each in its colour, with its number, and
+    with its name where there is room.
+    """
+    canvas = _resize(picture)
     order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
     for index in order:
-        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], style != "outline")
+        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], is_filled)
     badges = _Badges(canvas)
     for index in order:
         badges.add(segments[index], colours[index])
-    if bare is not None:
-        canvas = _beside(bare, canvas, gap=max(4, unit // 100))
-    return with_legend(canvas, legend_rows(segments, colours), text_size=max(14, round(unit / 30)))
+    return canvas
+
+
+def _resize(picture: Image.Image) -> Image.Image:
+    return picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
 
 
 def _segment_colours(segments: Sequence[Segment], names: Sequence[str] | None) -> list[Colour]:
@@ -154,4 +168,4 @@ def _thickest_point(mask: Image.Image) -> tuple[float, float, float]:
     return (column - 0.5) * shrink, (row - 0.5) * shrink, depth[row, column] * shrink
 
 
-__all__ = ["STYLES", "Style", "overlay_image", "segment_colour"]
+__all__ = ["STYLES", "Style", "overlay_image", "paint_segments", "segment_colour"]
