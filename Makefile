@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-lower-bound test-common lint clean figures
+.PHONY: demo test test-lower-bound test-common test-page lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -18,6 +18,11 @@ test: $(VENV)/.installed
 # The oldest transformers that the package admits, in an environment of its own.
 test-lower-bound:
 	$(MAKE) test VENV=.venv-lower EXTRA="transformers==5.17.0"
+
+# The web page in a real browser: Debian's chromium, driven by Playwright.
+test-page: $(VENV)/.installed
+	command -v chromium > /dev/null || (apt-get update && apt-get install -y chromium)
+	$(BIN)/python -m pytest -q tests/page/drive_page.py
 
 # transformers' own common tests on our classes; downloads its source distribution, nothing of it is kept here.
 test-common: $(VENV)/.installed

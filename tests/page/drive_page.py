@@ -115,10 +115,6 @@ def ask(page: Page) -> None:
     page.locator("#segment").click()
 
 
-def words_in_table(page: Page):
-    return page.locator("#table tbody tr td:nth-child(2)")
-
-
 def expect_word(page: Page, word: str, count: int | None = None) -> None:
     cell = page.locator("#table").get_by_text(word, exact=True)
     if count is None:
@@ -133,3 +129,86 @@ def inner_point(scene: Scene, word: str) -> tuple[float, float]:
     depth = distance_transform_edt(scene.segmentation == segment["id"])
     row, column = np.unravel_index(depth.argmax(), depth.shape)
     return (column + 0.5) / depth.shape[1], (row + 0.5) / depth.shape[0]
+
+
+def coloured(page: Page, place: tuple[float, float]) -> np.ndarray:
+    """RGB of the annotated picture at a place, as the visitor sees it."""
+    box = page.locator("#annotated img").first
+    box.scroll_into_view_if_needed()
+    seen = np.asarray(Image.open(BytesIO(box.screenshot())).convert("RGB"), np.float64)
+    return seen[int(place[1] * seen.shape[0]), int(place[0] * seen.shape[1])]
+
+
+def test_a_scene_and_words_give_a_table_and_a_coloured_picture(visit, scene, scene_file):
+    page = visit()
+    upload(page, scene_file)
+    write_words(page, "purple ring", "green ring", "stuff: grass")
+    ask(page)
+    expect_word(page, "purple ring")
+    expect_word(page, "grass")
+    place = inner_point(scene, "purple ring")
+    row, column = int(place[1] * len(scene.image)), int(place[0] * len(scene.image))
+    colour = np.array(class_colours(["purple ring", "green ring", "grass"])["purple ring"], np.float64)
+    plain = scene.image[row, column].astype(np.float64)
+    seen = coloured(page, place)
+    assert np.abs(seen - colour).max() < 0.5 * np.abs(plain - colour).max()
+
+
+def test_other_words_give_another_answer(visit, scene_file):
+    page = visit()
+    upload(page, scene_file)
+    write_words(page, "purple ring", "stuff: grass")
+    ask(page)
+    expect_word(page, "purple ring")
+    write_words(page, "blue circle, azure ball", "stuff: water")
+    ask(page)
+    expect_word(page, "blue circle")
+    expect_word(page, "purple ring", count=0)
+
+
+def test_a_broken_file_ends_in_a_message(visit, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n and nothing else")
+    page = visit()
+    page.locator("#picture input[type=file]").first.set_input_files(str(path))
+    page.wait_for_timeout(1000)
+    ask(page)
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("cannot read 'broken.png' as a picture", timeout=ANSWER_MS)
+
+
+def test_no_picture_ends_in_a_message(visit):
+    page = visit()
+    ask(page)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("There is no picture yet", timeout=ANSWER_MS)
+
+
+def test_two_visitors_at_once_get_their_own_answers(visit, scene_file):
+    pages = visit(), visit()
+    words = ("purple ring", "blue circle")
+    for page, word in zip(pages, words):
+        upload(page, scene_file)
+        write_words(page, word, "stuff: grass")
+    for page in pages:
+        ask(page)
+    for page, word, other in zip(pages, words, reversed(words)):
+        expect_word(page, word)
+        expect_word(page, other, count=0)
+
+
+def test_a_word_has_a_heat_map_and_an_answer_its_downloads(visit, scene_file):
+    page = visit()
+    upload(page, scene_file)
+    write_words(page, "purple ring", "stuff: grass")
+    ask(page)
+    expect_word(page, "purple ring")
+    for name in ("picture_overlay", "picture_labels", "picture_coco"):
+        expect(page.locator("#files").get_by_text(re.compile(name)).first).to_be_visible()
+    page.locator("#heat-word input").click()
+    page.get_by_role("option", name="grass").click()
+    expect(page.locator("#heat img").first).to_be_visible(timeout=ANSWER_MS)
+
+
+def test_a_telephone_shows_the_page_without_scrolling_sideways(visit):
+    page = visit(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
