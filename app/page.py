@@ -34,7 +34,7 @@ FAILED = "This did not work, and not for anything you did; the server's log says
 WORDS_INFO = 'Type a word and press Enter. Synonyms after commas: "cat, kitten". Ground and sky: "stuff: grass".'
 CSS = """
 .words .wrap-inner, .words .wrap {max-height: 15rem; overflow-y: auto}
-#annotated img {image-rendering: auto}
+#annotated .mask {opacity: 0.65}
 footer {display: none !important}
 """
 TRACK_COLUMNS = ("track", "word", "first frame", "last frame", "frames")

@@ -49,6 +49,13 @@ NOT_RUN = [
         "python train/run.py train/recipes/overfit.yaml --do_train --dataset hub:NAME --image_column image \\",
         "the network",
     ),
+    (
+        "docs/page.md",
+        "maftplus page --model shapes       # a folder, a name of `maftplus get`, or one of the Hub",
+        "somebody who stops it",
+    ),
+    ("docs/page.md", "maftplus page --model shapes --space my_space", "pip and setuptools, which build the wheel"),
+    ("docs/page.md", "python -m venv my_space/venv", "the network"),
 ]
 
 
