@@ -104,7 +104,9 @@ class Page:
         _on(word.input, self.heat_map, [visit, word], [heat])
 
     def _clip_tab(self, question: list[gr.components.Component]) -> None:
-        clip = gr.Video(sources=["upload"], label=f"Clip, its first {MAX_SECONDS:.0f} seconds", elem_id="clip", height=260)
+        clip = gr.Video(
+            sources=["upload"], label=f"Clip, its first {MAX_SECONDS:.0f} seconds", elem_id="clip", height=260
+        )
         refuse_addresses(clip)
         every = gr.Number(1, minimum=1, precision=0, label="Take every so-manieth frame")
         button = gr.Button("Segment the clip", variant="primary", elem_id="segment-clip")
@@ -140,7 +142,11 @@ class Page:
             return (visit or Visit()).heat_map(self.pipe, word) if word else None
 
     def segment_clip(
-        self, clip: str | None, every: float, *question: Any, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self,
+        clip: str | None,
+        every: float,
+        *question: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
         """A clip's overlay, table and files."""
         from maftplus.app.video import segment_video

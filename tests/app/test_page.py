@@ -55,8 +55,8 @@ def test_an_answer_has_a_row_and_a_coloured_mask_for_every_segment(pipe):
     assert "blue circle" in {one.label for one in answer.segments}
     assert all(mask.shape == (shown.height, shown.width) for mask, _ in masks)
     red, green, blue = class_colours(answer.names)["blue circle"]
-    (text,) = {text for _, text in masks if "blue circle" in text}
-    assert colours[text] == f"#{red:02x}{green:02x}{blue:02x}"
+    of_word = {colours[text] for _, text in masks if "blue circle" in text}
+    assert of_word == {f"#{red:02x}{green:02x}{blue:02x}"}
 
 
 def test_other_words_do_not_run_the_trunk_again(pipe, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_space_without_a_checkout_says_what_to_do(tmp_path, monkeypatch):
         space.write_space(tmp_path / "space", "shapes")
 
 
-def test_masks_keep_thin_things_when_they_are_shown(pipe):
+def test_masks_of_small_pictures_are_shown_as_they_are(pipe):
     answer = Visit().ask(pipe, picture(), options())
     for one, (mask, _) in zip(answer.segments, answer.annotations()[1]):
         assert np.array_equal(mask > 0, one.mask)
