@@ -1,7 +1,7 @@
 """What the page answers: a visitor's picture, words and numbers in, segments, drawings and files out; no web in here.
 
-A `Visit` is all that is kept of a visitor: pictures that the network has read, so that other words do not run its trunk
-again. Shapes: h x w the picture as it is shown.
+A `Visit` is all that is kept of a visitor: pictures that the network has read, so that other words do not run its
+trunk again. Shapes: h x w the picture as it is shown.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Answer:
         return [synonyms[0] for synonyms in self.classes]
 
     def annotations(self) -> tuple[Image.Image, list[tuple[np.ndarray, str]], dict[str, str]]:
-        """The picture as it is shown, its masks (h, w) with what hovering says, and the colour of each of the latter."""
+        """The picture as it is shown, its masks (h, w) with what hovering says, and the colour of each text."""
         shown, colours = shrink(self.picture, DISPLAY_SIDE), class_colours(self.names)
         texts = [_describe(one) for one in self.segments]
         masks = [(_fit(one.mask, shown.size), text) for one, text in zip(self.segments, texts)]
@@ -78,7 +78,7 @@ class Answer:
 
 @dataclass
 class Visit:
-    """What the page keeps of one visitor, who alone can reach it: pictures read by the network, and the last question."""
+    """What the page keeps of one visitor, who alone can reach it: pictures as read, and the last question."""
 
     pictures: OrderedDict[str, EncodedPicture] = field(default_factory=OrderedDict)
     shown: Image.Image | None = None
@@ -100,7 +100,7 @@ class Visit:
         return Answer(picture, segments, classes, stuff_ids, options["subtask"])
 
     def heat_map(self, pipe: MaftPlusSegmentationPipeline, word: str) -> Image.Image:
-        """How much one of the last question's words is believed in, everywhere. Raises ValueError without a question."""
+        """How much one of the last question's words is believed in. Raises ValueError without a question."""
         if self.last is None or self.shown is None:
             raise ValueError("Segment a picture first; then choose one of its words.")
         small = dataclasses.replace(self.last, target_size=self.shown.size[::-1])

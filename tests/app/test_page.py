@@ -1,6 +1,7 @@
 """What the page answers, without a browser (`tests/page/` drives it in one), and the Space that is written of it."""
 
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_words_are_lines_of_a_labels_file():
     assert found["candidate_labels"] == [["cat", "kitten"], ["lawn"]]
     assert found["stuff_labels"] == [["lawn"]]
     assert found["distractor_labels"] == [["dog"]]
-    assert found["threshold"] == 0.4 and "min_margin" not in found
+    assert found["threshold"] == 0.4
+    assert "min_margin" not in found
 
 
 def test_thresholds_that_the_task_does_not_read_are_left_out():
@@ -109,6 +111,26 @@ def test_a_vocabulary_becomes_words_that_are_read_back(pipe, vocabulary):
     words = words_of(pipe, vocabulary)
     assert len(read_options(words, None, "panoptic", None, None)["candidate_labels"]) == len(words)
     assert any(word.startswith("stuff: ") for word in words)
+
+
+def test_files_of_an_answer_are_gone_when_it_has_been_sent(pipe):
+    pytest.importorskip("gradio")
+    from maftplus.app.page import Page
+
+    answers = Page(pipe).segment(None, picture(), WORDS, [], "panoptic", None, None)
+    files = [Path(path) for path in next(answers)[-1]]
+    assert all(path.is_file() for path in files)
+    assert list(answers) == []
+    assert not any(path.parent.exists() for path in files)
+
+
+def test_what_is_not_the_visitors_fault_is_told_without_details(pipe, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    from maftplus.app.page import FAILED, Page
+
+    monkeypatch.setattr(Visit, "ask", lambda *_: 1 / 0)
+    with pytest.raises(gradio.Error, match=FAILED):
+        next(Page(pipe).segment(None, picture(), WORDS, [], "panoptic", None, None))
 
 
 def test_the_page_fetches_no_address():

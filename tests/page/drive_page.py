@@ -22,6 +22,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from scipy.ndimage import distance_transform_edt
 
 from maftplus.pictures.colours import class_colours
+from maftplus.shapes.clips import clips, write_clip
 from maftplus.shapes.scenes import CLASS_NAMES, Scene, scenes
 
 ROOT = Path(__file__).parents[2]
@@ -208,6 +209,41 @@ def test_a_word_has_a_heat_map_and_an_answer_its_downloads(visit, scene_file):
     page.locator("#heat-word input").click()
     page.get_by_role("option", name="grass").click()
     expect(page.locator("#heat img").first).to_be_visible(timeout=ANSWER_MS)
+
+
+def test_an_example_and_a_vocabulary_to_start_from_give_an_answer(visit):
+    page = visit()
+    page.locator("button.gallery-item").nth(1).click()
+    expect(page.locator("#picture img").first).to_be_visible(timeout=ANSWER_MS)
+    page.locator("#vocabulary input").click()
+    page.get_by_role("option", name="the model's own words").click()
+    expect(page.locator("#words .token")).to_have_count(len(CLASS_NAMES), timeout=ANSWER_MS)
+    ask(page)
+    expect_word(page, "purple ring")
+
+
+def test_a_clip_gives_tracks_and_a_clip(visit, tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_clip(path, next(clips("test", 1, num_frames=4)))
+    page = visit()
+    page.get_by_role("tab", name="Clip").click()
+    page.locator("#clip input[type=file]").first.set_input_files(str(path))
+    expect(page.locator("#clip video")).to_be_visible(timeout=ANSWER_MS)
+    page.locator("#segment-clip").click()
+    expect(page.locator("#overlay video")).to_be_visible(timeout=ANSWER_MS)
+    rows = page.locator("#tracks").get_by_role("row", name=re.compile(r"^1 .+ 0 3 4"))
+    expect(rows).to_be_visible(timeout=ANSWER_MS)
+
+
+def test_a_broken_clip_ends_in_a_message(visit, tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"no clip")
+    page = visit()
+    page.get_by_role("tab", name="Clip").click()
+    page.locator("#clip input[type=file]").first.set_input_files(str(path))
+    expect(page.locator("#clip video")).to_be_visible(timeout=ANSWER_MS)
+    page.locator("#segment-clip").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("broken.mp4", timeout=ANSWER_MS)
 
 
 def test_a_telephone_shows_the_page_without_scrolling_sideways(visit):
