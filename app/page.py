@@ -87,12 +87,14 @@ class Page:
 
     def _picture_tab(self, question: list[gr.components.Component]) -> None:
         visit = gr.State(None, time_to_live=STATE_LIFE)
-        picture = gr.Image(sources=["upload", "webcam", "clipboard"], label="Picture", elem_id="picture", height=260)
+        sources = ["upload", "webcam", "clipboard"]
+        picture = gr.Image(sources=sources, label="Picture", elem_id="picture", height=260, format="png")
         picture.preprocess = read_upload
         refuse_addresses(picture)
         if self.examples:
-            examples = [[str(path)] for path in self.examples]
-            gr.Examples(examples, [picture], cache_examples=False, api_visibility="private")
+            samples = [[str(path)] for path in self.examples]
+            examples = gr.Dataset(components=[gr.Image(render=False)], samples=samples, label="Examples", type="index")
+            _on(examples.click, self.example, [examples], [picture])
         button = gr.Button("Segment", variant="primary", elem_id="segment")
         annotated = gr.AnnotatedImage(label="Segments: hover for word and score", elem_id="annotated", format="png")
         table = gr.Dataframe(headers=list(TABLE_COLUMNS), interactive=False, label="Segments", elem_id="table")
@@ -116,6 +118,10 @@ class Page:
         _on(button.click, self.segment_clip, [clip, every, *question], [overlay, table, files])
 
     # --- Answers ---
+
+    def example(self, index: int) -> Image.Image:
+        """One of the examples. `gr.Examples` would make the component anew for the visitor, without what we put on it."""
+        return read_picture(self.examples[index])
 
     def fill(self, vocabulary: str | None) -> list[str]:
         """The words of a vocabulary."""

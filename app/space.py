@@ -27,7 +27,7 @@ EXTRAS = ("", "page", "video")  # what a Space needs of the project
 PYTHON_VERSION = "3.12"
 ROOT_FILES = ("*.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "py.typed")
 SMALL_FILES = 10_000_000  # bytes; what is larger needs Git LFS
-APP = '''"""Serves the page. The project's wheel is unpacked here: requirements are installed before files are there."""
+APP = '''"""Serves the page. The project's wheel is unpacked here: requirements are installed before files are."""
 
 import sys
 import tempfile
