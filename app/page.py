@@ -120,7 +120,7 @@ class Page:
     # --- Answers ---
 
     def example(self, index: int) -> Image.Image:
-        """One of the examples. `gr.Examples` would make the component anew for the visitor, without what we put on it."""
+        """One of the examples. `gr.Examples` would make the component anew, without what we put on it."""
         return read_picture(self.examples[index])
 
     def fill(self, vocabulary: str | None) -> list[str]:
