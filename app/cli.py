@@ -17,8 +17,9 @@ from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.prepare import prepare
 from maftplus.app.commands.segment import segment
 from maftplus.app.commands.verify import verify
+from maftplus.app.commands.words import words
 
-COMMANDS = (segment, get, check, convert, inspect, prepare, verify)  # in the order of the help
+COMMANDS = (segment, words, get, check, convert, inspect, prepare, verify)  # in the order of the help
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

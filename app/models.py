@@ -19,6 +19,21 @@ from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentation
 MODEL_TYPE = "maftplus"  # of config.json
 
 
+def resolve_model(model: str | None) -> str:
+    """
+    The folder that a model's name stands for (`find_model`); what is no name is given back.
+
+    Raises:
+        ValueError: without a model, or for the name of one that is not here.
+    """
+    if model is None:
+        raise ValueError(
+            "--model is missing: give a model folder or name; --model shapes is the one that comes with the package, "
+            "which knows a synthetic world of coloured shapes and no photograph."
+        )
+    return find_model(model)
+
+
 def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:
     """
     The pipeline on a model, with the network in `dtype` ("auto": as it was saved).
@@ -26,7 +41,7 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") ->
     Raises:
         ValueError: if it is none, saying what it lacks, or if the device is none.
     """
-    model = find_model(model)
+    model = resolve_model(model)
     check_model_folder(model)
     check_device(device)
     logging.disable_progress_bar()
