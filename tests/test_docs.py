@@ -23,6 +23,11 @@ NOT_RUN = [
         "the file of a released model",
     ),
     (
+        "docs/get.md",
+        "python tests/first_minute.py out/first_minute --picture photo.jpg",
+        "9 GB of disk and a minute or two",
+    ),
+    (
         "docs/benchmarks.md",
         "python tests/check_reference.py FOLDER",
         "tensors recorded from the original code, which are not in this repository",

@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conversion_tools import open_clip_state, tiny_state, written
+from conversion_tools import full_size_state, open_clip_state, tiny_state, written
 from drive_server import routed, serve
 from hub_server import serve_hub
 from safetensors.torch import load_file, save_file
-from test_conversion import full_size_state
 from text_tools import load_tokenizer
 from tiny_tools import save_tiny
 from typer.testing import CliRunner
