@@ -22,6 +22,7 @@ from maftplus.conversion.convert import plan_conversion
 from maftplus.conversion.get import RELEASES, sha256_of
 from maftplus.conversion.registry import DriveFile, HubFile, Release, find_model, home
 from maftplus.conversion.released import main_settings, variant_name
+from maftplus.train.options import ModelArguments
 
 TINY = Release("tiny", "maftplus", "MAFT+ of width 16", "semantic", "tiny.pth", DriveFile("1a"))
 OTHER = Release("tiny-clip", "open_clip", "OpenCLIP of width 16", None, "clip.safetensors", HubFile("laion/tiny"))
@@ -371,3 +372,14 @@ def test_a_model_pushed_to_a_hub_loads_by_its_name_in_a_process_without_the_pack
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "loaded MaftPlusSegmentationPipeline", result.stderr
     assert ("GET", "user/tiny", "model.safetensors") in hub.asked
+
+
+def test_a_name_is_a_model_for_training_too_and_folders_and_hub_names_stay_what_they_are(kept, tmp_path, monkeypatch):
+    arguments = ModelArguments(model_name_or_path="shapes", tokenizer_name_or_path="bytes")
+    assert arguments.model_name_or_path == find_model("shapes")
+    assert arguments.tokenizer_name_or_path == "bytes"
+    with pytest.raises(ValueError, match="maftplus get clip-convnext-base-w-320"):
+        ModelArguments(clip_name_or_path="clip-convnext-base-w-320")
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "maftplus-base")
+    assert [find_model(name) for name in ("user/name", "maftplus-base")] == ["user/name", "maftplus-base"]
