@@ -18,8 +18,17 @@ from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
-from .predictions_maftplus import check_shares
+from .masks_maftplus import (
+    MaskedPicture,
+    check_options_with_masks,
+    name_masks,
+    proposal_logits,
+    put_masks,
+    read_masks,
+)
+from .predictions_maftplus import check_shares, read_predictions
 from .reading_maftplus import read_picture
+from .tiles_maftplus import check_options_with_tiles, check_tiling, make_seams, plan_tiles
 from .words_maftplus import (
     ClassName,
     as_list,
@@ -91,6 +100,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
         templates: str | Sequence[str] | None = None,
         training_classes: Sequence[ClassName] | None = None,
         return_score_maps: bool | None = None,
+        tile_size: int | None = None,
+        tile_overlap: int | None = None,
         timeout: float | None = None,
         max_bytes: int | None = None,
         **postprocess: Any,
@@ -112,6 +123,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
             stuff_labels = as_list(stuff_labels)
             postprocess["stuff_labels"] = self.processor.split_labels(stuff_labels) if stuff_labels else []
         postprocess.update(words, **_given(return_score_maps=return_score_maps))
+        postprocess.update(_given(tile_size=tile_size, tile_overlap=tile_overlap))
         return _given(timeout=timeout, max_bytes=max_bytes), {**words, **prompts}, postprocess
 
     def __call__(
@@ -134,6 +146,11 @@ class MaftPlusSegmentationPipeline(Pipeline):
                 0.6 with distractors, 0 without.
             templates, training_classes (*optional*): In place of the processor's, for the words of this call.
             return_score_maps (`bool`, *optional*): Also give maps of how much every label is believed in.
+            masks (*optional*): Masks of the picture that are there already, in any form that `read_masks` takes (for a
+                list of pictures a list of such, one a picture): each gets a word, none is proposed. `threshold` and
+                `min_margin`, 0 by default, drop some then, and so does a distractor that wins.
+            tile_size, tile_overlap (`int`, *optional*): Edge of square parts, in pixels, in which a large picture is
+                read, each as a picture of its own, and how far they overlap (default: a quarter of it).
             num_workers, batch_size (`int`, *optional*): Processes that read pictures; pictures a step.
             timeout (`float`, *optional*, defaults to 60): Seconds that fetching a URL may take in all.
             max_bytes (`int`, *optional*, defaults to 256 MiB): Most bytes that a URL may hold.
@@ -142,7 +159,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
             For each picture a list of `{"label", "label_id", "score", "second_label", "second_score", "mask"}`: the
             class's first synonym, its index, a score in [0, 1], the next best label and its score (`None` without one;
             all three scores and names are `None` in semantic results) and a black and white PIL image of the
-            picture's size. With `return_score_maps` a dictionary: that list as `segments`, the `labels`, and
+            picture's size. With `masks` an entry a mask, in their order, with its place among them as `mask_index`;
+            empty masks are left out. With `return_score_maps` a dictionary: that list as `segments`, the `labels`, and
             `score_maps` (K, h, w) and `confidence` (h, w), see `post_process_score_maps` of the processor.
 
         Raises:
@@ -153,6 +171,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         if inputs is None:
             raise ValueError("Give at least one picture: a path, a URL or a PIL image.")
         inputs = list(inputs) if isinstance(inputs, tuple) else inputs
+        masks = kwargs.pop("masks", None)
         for name in kwargs.keys() & set(WORD_LISTS):  # read twice: here and by the base class
             kwargs[name] = None if kwargs[name] is None else as_list(kwargs[name])
         _, forward, given = self._sanitize_parameters(**kwargs)
@@ -160,8 +179,17 @@ class MaftPlusSegmentationPipeline(Pipeline):
         check_thresholds(post.get("subtask"), given)
         self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
         _check_prompt_options(post.get("classes"), {**self._forward_params, **forward})
+        check_options_with_tiles(post)
+        if masks is not None:
+            check_options_with_masks(post)
+            inputs = put_masks(inputs, masks)
         if isinstance(inputs, list) and not inputs:
             return []
+        if post.get("tile_size") is not None:
+            options = {**self._forward_params, **forward}, post, batch_size or self._batch_size or 1
+            is_one = not isinstance(inputs, list)
+            results = [self._segment_in_tiles(one, *options) for one in ([inputs] if is_one else inputs)]
+            return results[0] if is_one else results
         return super().__call__(inputs, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def encode(self, picture: Any, timeout: float | None = None, max_bytes: int | None = None) -> EncodedPicture:
@@ -189,15 +217,20 @@ class MaftPlusSegmentationPipeline(Pipeline):
     def preprocess(self, image: Any, timeout: float | None = None, max_bytes: int | None = None) -> dict[str, Any]:
         """
         A picture -> `target_size`, and `inputs` (`pixel_values` (1, 3, H, W), `pixel_mask` (1, H, W)), or `picture` if
-        it has been encoded; the other one is `None`.
+        it has been encoded; the other one is `None`. `masks` (N, height, width) bool where some came with it.
         """
         if isinstance(image, EncodedPicture):
             if image.model is not self.model:
                 raise ValueError("This picture was encoded by another model; encode it with this pipeline.")
-            return {"inputs": None, "picture": image, "target_size": image.target_size}
-        picture = read_picture(image, timeout=timeout, max_bytes=max_bytes)
+            return {"inputs": None, "picture": image, "target_size": image.target_size, "masks": None}
+        is_masked = isinstance(image, MaskedPicture)
+        if is_masked and isinstance(image.picture, EncodedPicture):
+            raise ValueError("`masks` need the picture itself: what `encode` returns holds none of its pixels.")
+        picture = read_picture(image.picture if is_masked else image, timeout=timeout, max_bytes=max_bytes)
+        size = (picture.height, picture.width)
+        masks = read_masks(image.masks, size) if is_masked else None
         inputs = self.processor(images=picture, return_tensors="pt")
-        return {"inputs": dict(inputs), "picture": None, "target_size": (picture.height, picture.width)}
+        return {"inputs": dict(inputs), "picture": None, "target_size": size, "masks": masks}
 
     def _forward(
         self,
@@ -214,7 +247,8 @@ class MaftPlusSegmentationPipeline(Pipeline):
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())]
         groups = defaultdict(list)
         for index, item in enumerate(items):
-            groups[index if item["inputs"] is None else item["inputs"]["pixel_values"].shape].append(index)
+            is_alone = item["inputs"] is None or item["masks"] is not None
+            groups[index if is_alone else item["inputs"]["pixel_values"].shape].append(index)
         results = [None] * len(items)
         for indices in groups.values():
             for index, outputs in zip(indices, self._segment([items[index] for index in indices], words)):
@@ -222,14 +256,26 @@ class MaftPlusSegmentationPipeline(Pipeline):
         return ModelOutput({name: [one[name] for one in results] for name in results[0]})
 
     def _segment(self, items: list[dict[str, Any]], words: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Pictures of one padded size, or one encoded picture; the outputs of each, without a batch axis."""
+        """
+        Pictures of one padded size, or one that is encoded or has masks; the outputs of each, without a batch axis.
+        """
+        masks = items[0]["masks"]
         if items[0]["picture"] is not None:
             outputs = self.model.classify(items[0]["picture"].outputs, **words)
         else:
-            outputs = self.model(**_stack_inputs([one["inputs"] for one in items], self.model.dtype), **words)
+            batch = _stack_inputs([one["inputs"] for one in items], self.model.dtype)
+            outputs = self.model(**batch, **words, **({} if masks is None else self._proposals(masks, **batch)))
         kept = {name: outputs[name] for name in KEPT_OUTPUTS}
+        if masks is not None:
+            kept["masks"] = torch.from_numpy(masks)[None]
         kept["target_sizes"] = torch.tensor([one["target_size"] for one in items])
         return [{name: value[index] for name, value in kept.items()} for index in range(len(items))]
+
+    def _proposals(self, masks: np.ndarray, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
+        """Masks (N, h, w) of one picture as the model takes them."""
+        network = self.model.model
+        grid_size = network.clip.vision_model.grid_size(network.clip_pixel_values(pixel_values))
+        return {"proposal_logits": proposal_logits(masks, pixel_mask, grid_size).to(pixel_values.dtype)}
 
     def _vocabulary(
         self, classes: list[list[str]] | None, distractors: list[list[str]], **prompts: Any
@@ -274,13 +320,10 @@ class MaftPlusSegmentationPipeline(Pipeline):
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """One picture's outputs -> its segments; see `__call__`."""
         classes, stuff_ids = self._classes_and_stuff(classes, stuff_labels)
-        num_classes = model_outputs["class_queries_logits"].shape[-1] - 1
-        distractor_ids = range(len(classes), num_classes)  # they stand after the labels
-        stuff = torch.zeros(1, num_classes, dtype=torch.bool)
-        stuff[0, stuff_ids] = True
-        outputs = ModelOutput({**model_outputs, "stuff_classes": stuff})
-        if distractor_ids and subtask != "semantic":
-            thresholds = {"min_margin": MARGIN_AMONG_DISTRACTORS, **thresholds}
+        if "masks" in model_outputs:
+            named = name_masks(model_outputs, [synonyms[0] for synonyms in classes], **thresholds)
+            return [{**info, "mask": mask_image(mask)} for info, mask in named]
+        outputs, distractor_ids = _mark_classes(model_outputs, len(classes), stuff_ids)
         segments = find_segments(
             self.processor, outputs, subtask or "panoptic", stuff_ids, distractor_ids, **thresholds
         )
@@ -290,6 +333,33 @@ class MaftPlusSegmentationPipeline(Pipeline):
         sizes = [tuple(size) for size in outputs["target_sizes"].tolist()]
         maps = self.processor.post_process_score_maps(outputs, target_sizes=sizes, distractor_ids=distractor_ids)[0]
         return {"segments": segments, "labels": [synonyms[0] for synonyms in classes], **maps}
+
+    def _segment_in_tiles(
+        self, picture: Any, forward: dict[str, Any], post: dict[str, Any], batch_size: int
+    ) -> list[dict[str, Any]]:
+        """A picture read part by part; `forward` and `post` as `_forward` and `postprocess` take them."""
+        post = dict(post)
+        tile_size, overlap = post.pop("tile_size"), post.pop("tile_overlap", None)
+        overlap = check_tiling(tile_size, overlap, self.processor.image_processor.size_divisor)
+        if isinstance(picture, EncodedPicture):
+            raise ValueError("`tile_size` takes a picture itself: one that is encoded is no longer in parts.")
+        post.pop("return_score_maps", None)
+        classes, stuff_ids = self._classes_and_stuff(post.pop("classes", None), post.pop("stuff_labels", None))
+        post.pop("distractors", None)
+        subtask = post.pop("subtask", None) or "panoptic"
+        picture = read_picture(picture, **self._preprocess_params)
+        size = (picture.height, picture.width)
+        tiles = plan_tiles(size, tile_size, overlap)
+        seams = make_seams(subtask, size, tiles, stuff_ids, self.processor.image_processor.semantic_resize)
+        for start in range(0, len(tiles), batch_size):
+            batch = tiles[start : start + batch_size]
+            inputs = [self.preprocess(picture.crop(tile.box)) for tile in batch]
+            outputs = self.forward({name: [one[name] for one in inputs] for name in inputs[0]}, **forward)
+            for index, tile in enumerate(batch):
+                its = ModelOutput({name: values[index][None] for name, values in outputs.items()})
+                its, distractor_ids = _mark_classes(its, len(classes), stuff_ids)
+                seams.add(tile, _find_in_tile(self.processor, its, subtask, stuff_ids, distractor_ids, **post))
+        return [_as_result(info, mask, classes) for info, mask in seams.result()]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Model and processor in one folder, from which `pipeline` makes this again."""
@@ -378,6 +448,24 @@ def _as_result(info: dict[str, Any], mask: Tensor, classes: list[list[str]]) -> 
     }
 
 
+def _mark_classes(
+    model_outputs: ModelOutput, num_labels: int, stuff_ids: Sequence[int]
+) -> tuple[ModelOutput, Sequence[int]]:
+    """The outputs with what post-processing reads of classes, and the distractors, which stand after the labels."""
+    num_classes = model_outputs["class_queries_logits"].shape[-1] - 1
+    stuff = torch.zeros(1, num_classes, dtype=torch.bool)
+    stuff[0, stuff_ids] = True
+    return ModelOutput({**model_outputs, "stuff_classes": stuff}), range(num_labels, num_classes)
+
+
+def _find_in_tile(processor: Any, outputs: ModelOutput, subtask: str, *ids: Sequence[int], **thresholds: float):
+    """What the seams of a subtask take: segments, or for a semantic result what they are made of."""
+    if subtask != "semantic":
+        return find_segments(processor, outputs, subtask, *ids, **thresholds)
+    sizes = [tuple(size) for size in outputs["target_sizes"].tolist()]
+    return next(read_predictions(outputs, sizes, distractor_ids=ids[1]))
+
+
 def _check_prompt_options(classes: list[list[str]] | None, forward: dict[str, Any]) -> None:
     """The stored words are encoded already: how words become prompts has no effect on them."""
     for name in ("templates", "training_classes"):
@@ -391,7 +479,7 @@ def _check_postprocess_names(parameters: dict[str, Any]) -> None:
     if unknown:
         raise ValueError(
             f"Unknown argument {', '.join(unknown)}; this pipeline takes {', '.join(known)}, return_score_maps, "
-            "templates, training_classes and the labels."
+            "templates, training_classes, masks, tile_size, tile_overlap and the labels."
         )
     subtask = parameters.get("subtask")
     if subtask not in (None, *SUBTASKS):
@@ -432,6 +520,8 @@ def find_segments(
     """What is said of every segment of one picture, and its mask (h, w) bool, in the order of the post-processing."""
     options = {"target_sizes": [tuple(size) for size in outputs["target_sizes"].tolist()]}
     options["distractor_ids"] = distractor_ids
+    if distractor_ids and subtask != "semantic":
+        thresholds = {"min_margin": MARGIN_AMONG_DISTRACTORS, **thresholds}
     if subtask == "semantic":
         labels = processor.post_process_semantic_segmentation(outputs, **options)[0]
         nothing = {"score": None, "second_label_id": None, "second_score": None}

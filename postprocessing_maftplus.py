@@ -238,15 +238,19 @@ def score_maps(item: Prediction, semantic_resize: str) -> tuple[Tensor, Tensor]:
 def _class_scores(item: Prediction, semantic_resize: str) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows, columns and class scores (K, tile height, tile width) of every tile of the target."""
     _require_queries(item)
-    weights = item.probabilities[:, :-1].T
     for rows, columns in tiles(item):
-        if semantic_resize == "mask_logits":
-            masks = target_logits(item, rows, columns).sigmoid_()
-        else:
-            y, x = item.rows.input_span(rows), item.columns.input_span(columns)
-            matrices = item.rows.from_input[rows, y], item.columns.from_input[columns, x]
-            masks = resample(_input_masks(item, rows, columns), *matrices)
-        yield rows, columns, (weights @ masks.flatten(1)).view(-1, *masks.shape[1:])
+        yield rows, columns, class_scores_at(item, semantic_resize, rows, columns)
+
+
+def class_scores_at(item: Prediction, semantic_resize: str, rows: slice, columns: slice) -> Tensor:
+    """Class scores of some rows and columns of the target, (K, rows, columns)."""
+    if semantic_resize == "mask_logits":
+        masks = target_logits(item, rows, columns).sigmoid_()
+    else:
+        y, x = item.rows.input_span(rows), item.columns.input_span(columns)
+        matrices = item.rows.from_input[rows, y], item.columns.from_input[columns, x]
+        masks = resample(_input_masks(item, rows, columns), *matrices)
+    return (item.probabilities[:, :-1].T @ masks.flatten(1)).view(-1, *masks.shape[1:])
 
 
 # --- Panoptic ---

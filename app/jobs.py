@@ -36,26 +36,32 @@ def plan_jobs(pictures: list[str], out: Path) -> list[Job]:
     return jobs
 
 
-def check_results(jobs: list[Job], overwrite: bool = False, heatmap_words: Sequence[str] = ()) -> None:
+def check_results(
+    jobs: list[Job], overwrite: bool = False, heatmap_words: Sequence[str] = (), coco: Path | None = None
+) -> None:
     """
     Look at every place that a result is to take, before anything is computed.
 
     Args:
         heatmap_words: Words that get a heat map each.
+        coco: Where a document about all pictures goes.
 
     Raises:
         ValueError: if a file stands there that we did not write, unless `overwrite`; if it is one of the pictures,
             whatever `overwrite` says.
     """
     sources = {Path(job.path).resolve() for job in jobs if not is_url(job.path)}
+    places = [] if coco is None else [coco]
     for job in jobs:
         maps = [*heatmap_paths(job.stem, heatmap_words), confidence_path(job.stem)] if heatmap_words else []
         paths = video_result_paths(job.stem) if is_video(job.path) else result_paths(job.stem)
-        for path in (*paths.values(), *maps):
-            if path.resolve() in sources:
-                raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
-            if not overwrite and not (is_video(job.path) and is_video_result(path)):
-                check_replaceable(path)
+        places += [*paths.values(), *maps]
+    videos = {path for job in jobs if is_video(job.path) for path in video_result_paths(job.stem).values()}
+    for path in places:
+        if path.resolve() in sources:
+            raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
+        if not overwrite and not (path in videos and is_video_result(path)):
+            check_replaceable(path)
 
 
 def name_pictures(given: str, out: Path) -> list[tuple[str, Path]]:

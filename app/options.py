@@ -18,6 +18,12 @@ class Task(str, Enum):
     semantic = "semantic"
 
 
+class Style(str, Enum):
+    fill = "fill"
+    outline = "outline"
+    side_by_side = "side-by-side"
+
+
 class Precision(str, Enum):
     auto = "auto"
     float32 = "float32"
@@ -62,12 +68,22 @@ DistractorVocabulary = Annotated[
     str | None, _words(help="Distractors from a vocabulary, by name, or from a file of labels.")
 ]
 
+Masks = Annotated[
+    Path | None,
+    _results(help="Name these masks, propose none: a file, or a folder with a picture's each; docs/masks.md."),
+]
+Tile = Annotated[
+    int | None, _results(min=1, help="Read large pictures in square parts of this many pixels; docs/tiles.md.")
+]
+TileOverlap = Annotated[int | None, _results(min=0, help="Pixels by which parts overlap. Default: a quarter of them.")]
 TaskChoice = Annotated[Task, _results(help="What to find.")]
 Threshold = Annotated[float | None, _results(min=0, max=1, help="Smallest score of a segment.")]
 MinMargin = Annotated[
     float | None, _results(min=0, max=1, help="How clearly a segment's word must lead; see docs/use.md.")
 ]
 Heatmaps = Annotated[bool, _results("--heatmaps", help="Also draw, word by word, how much it is believed in where.")]
+StyleChoice = Annotated[Style, _results(help="What the overlay shows.")]
+Coco = Annotated[Path | None, _results(help="Also write what was found in all pictures as one COCO JSON.")]
 OutFolder = Annotated[Path, _results(help="Folder for the results.")]
 Overwrite = Annotated[
     bool, _results("--overwrite", help="Replace files that stand where results go, whoever wrote them.")

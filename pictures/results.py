@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from maftplus.pictures.files import write_atomically
-from maftplus.pictures.overlay import overlay_image
+from maftplus.pictures.overlay import Style, overlay_image
 from maftplus.pictures.segments import Segment, label_image
 
 MARK = "maftplus"
@@ -59,16 +59,19 @@ def write_results(
     about: dict[str, Any],
     overwrite: bool = False,
     drawings: Mapping[Path, Callable[[], Image.Image]] | None = None,
+    style: Style = "fill",
 ) -> dict[str, Path]:
     """
     Write `<stem>_overlay.png`, `<stem>_labels.png` and `<stem>.json`; each appears whole or not at all, the JSON last.
 
     Args:
         stem: Folder and name without ending; the folder is made.
-        about: What the JSON says beside width, height and segments.
+        about: What the JSON says beside width, height and segments. Where it holds the synonyms of all classes as
+            `"labels"`, their colours are those of every other picture of the run.
         overwrite: Replace also files that we did not write.
         drawings: Further pictures, such as heat maps, and where they go; each is drawn when it is its turn, so that
             no more than one is held.
+        style: Of the overlay; see `overlay_image`.
 
     Returns:
         The paths, by `"overlay"`, `"labels"` and `"json"`.
@@ -82,8 +85,9 @@ def write_results(
             check_replaceable(path)
     document = {JSON_KEY: MARK, **about, "width": picture.width, "height": picture.height}
     document |= {"label_image": paths["labels"].name, "segments": [segment.to_dict() for segment in segments]}
+    names = [synonyms[0] for synonyms in about.get("labels", ())]
     contents = {
-        "overlay": encode_png(overlay_image(picture, segments)),
+        "overlay": encode_png(overlay_image(picture, segments, style, names)),
         "labels": encode_png(label_image(segments, picture.size)),
         "json": json.dumps(document, indent=2, ensure_ascii=False),
     }

@@ -47,10 +47,13 @@ class Segment:
 
 
 def segments_from_pipeline(results: Iterable[dict[str, Any]], stuff_ids: Sequence[int] = ()) -> list[Segment]:
-    """What `MaftPlusSegmentationPipeline` returns for a picture -> segments, numbered from 1 in the same order."""
+    """
+    What `MaftPlusSegmentationPipeline` returns for a picture -> segments, numbered from 1 in the same order; those of
+    masks that were there already by their place among these.
+    """
     return [
         Segment(
-            id=index,
+            id=result.get("mask_index", index - 1) + 1,
             label=result["label"],
             label_id=result["label_id"],
             isthing=result["label_id"] not in stuff_ids,

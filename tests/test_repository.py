@@ -36,8 +36,9 @@ TRAVELLING = {
     },
     "reading": set(),
     "image_processing": {"postprocessing", "predictions", "reading"},
-    "processing": {*_WORDS_AND_PIXELS, "pipeline", "tiles"},
-    "pipeline": {*_WORDS_AND_PIXELS, "tiles"},
+    "processing": {*_WORDS_AND_PIXELS, "pipeline", "masks", "tiles"},
+    "pipeline": {*_WORDS_AND_PIXELS, "masks", "tiles"},
+    "masks": _WORDS_AND_PIXELS,
     "tiles": _WORDS_AND_PIXELS,
 }
 # Room -> rooms that it may import beside itself and the root.
