@@ -27,6 +27,7 @@ from transformers.image_utils import ChannelDimension
 URL_TIMEOUT = 60.0  # seconds for all of it: looking up the host, redirects, headers, the last byte
 URL_MAX_BYTES = 256 << 20
 CHUNK_BYTES = 1 << 16
+RUN_BY_OTHERS = ("EPS",)  # programs, which PIL hands to Ghostscript
 URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is; spaces and letters beyond ASCII are escaped
 
 
@@ -130,7 +131,10 @@ def _open(source: str, timeout: float | None = None, max_bytes: int | None = Non
         source = BytesIO(fetch_bytes(source, timeout, max_bytes))
     elif not os.path.isfile(source):
         source = BytesIO(_embedded_bytes(source, name))
-    return _guarded(lambda: Image.open(source), name)
+    opened = _guarded(lambda: Image.open(source), name)
+    if opened.format in RUN_BY_OTHERS:
+        raise ValueError(f"`images`: {name!r} is {opened.format}, which another program would run; save it as PNG.")
+    return opened
 
 
 def _embedded_bytes(source: str, name: str) -> bytes:
