@@ -97,8 +97,7 @@ def read_label_map(item: Any) -> np.ndarray:
     name = "an array"
     if isinstance(item, (str, os.PathLike)):
         name = shown_name(os.fspath(item))
-        with _open(os.fspath(item)) as opened:
-            item = _decode(opened, name, Image.Image.copy)
+        item = decode_picture(item)
     elif isinstance(item, Image.Image):
         name = shown_name(getattr(item, "filename", "") or "a PIL picture")
         item = _decode(item, name, Image.Image.copy)
@@ -108,6 +107,18 @@ def read_label_map(item: Any) -> np.ndarray:
             f"`segmentation_maps` must be (height, width) of integers; {name} is {array.shape} of {array.dtype}."
         )
     return array.astype(np.int64)
+
+
+def decode_picture(source: str | os.PathLike) -> Image.Image:
+    """
+    A file, URL or `data:` string as its decoder leaves it: in its own mode, not turned.
+
+    Raises:
+        ValueError: if it cannot be read; the message names it.
+    """
+    source = os.fspath(source)
+    with _open(source) as opened:
+        return _decode(opened, shown_name(source), Image.Image.copy)
 
 
 def is_url(source: str) -> bool:
@@ -343,6 +354,7 @@ def _channel_layout(shape: tuple[int, ...]) -> ChannelDimension:
 __all__ = [
     "Picture",
     "as_picture",
+    "decode_picture",
     "fetch_bytes",
     "is_url",
     "read_label_map",

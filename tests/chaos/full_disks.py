@@ -20,7 +20,7 @@ from maftplus.train.checkpoints import last_whole_checkpoint
 
 
 def train_onto_full_disk(folder: Path) -> Outcome:
-    """The third checkpoint finds no room, at five fillings: OSError; the second counts, and goes on with room again."""
+    """The third checkpoint finds no room, at five fillings: OSError; the second counts, and goes on with room."""
     hits = 0
     with small_disk(folder) as disk:
         save_checkpoints(folder / "run", steps=2)

@@ -1,4 +1,4 @@
-"""`maftplus convert`, `segment` and `prepare`, killed at many moments: nothing half-made counts, a second call mends all.
+"""`maftplus convert`, `segment` and `prepare`, killed at many moments: a second call mends all.
 
 Children are forked by a process of its own, which has computed nothing:
 
@@ -72,7 +72,7 @@ def _kill_convert(folder: Path, index: int) -> None:
 
 
 def segment_killed(folder: Path, kills: int = 20) -> Outcome:
-    """Killed between and inside pictures: every file that bears a result's name is whole, a second call writes the rest."""
+    """Killed between and inside pictures: every result is whole, a second call writes the rest."""
     folder.mkdir()
     save_tiny(folder / "model", ["cat", "grass"], stuff=["grass"])
     (folder / "pictures").mkdir()
@@ -91,7 +91,8 @@ def segment_killed(folder: Path, kills: int = 20) -> Outcome:
 
 
 def _segment(folder: Path, index: int) -> int:
-    return run_command("segment", folder / "pictures", "--model", folder / "model", "--out", folder / f"run{index}", "-q")
+    options = ("--model", folder / "model", "--out", folder / f"run{index}", "-q")
+    return run_command("segment", folder / "pictures", *options)
 
 
 def _kill_segment(folder: Path, index: int) -> None:
@@ -114,7 +115,7 @@ def _check_results(folder: Path) -> int:
 
 
 def prepare_killed(folder: Path, kills: int = 10) -> Outcome:
-    """Killed while it converts annotations: a second call finishes, and the samples are those of an undisturbed call."""
+    """Killed while it converts annotations: a second call ends with the samples of an undisturbed one."""
     folder.mkdir()
     _write_scenes(folder / "whole")
     require(_prepare(folder / "whole") == 0, "preparing fails")

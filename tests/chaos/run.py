@@ -17,8 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from transformers.utils import logging as transformers_logging
-
 from chaos import killed_while_saving as saving
 from chaos.full_disks import (
     convert_onto_full_disk,
@@ -29,6 +27,7 @@ from chaos.full_disks import (
 from chaos.killed_commands import convert_killed, prepare_killed, segment_killed
 from chaos.servers import servers_that_drip_and_flood
 from chaos.tools import Outcome
+from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger("chaos")
 

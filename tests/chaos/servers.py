@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from chaos.tools import Outcome, require
 from PIL import Image
 from url_tools import serve
 
-from chaos.tools import Outcome, require
 from maftplus.reading_maftplus import read_picture
 
 TIMEOUT, SLACK = 1.0, 2.0  # seconds; the second for a busy machine

@@ -1,7 +1,7 @@
 """Post-processing as the papers write it: float64, every map held whole, no tiles, no bounds, no shortcuts.
 
-Sources: as in `maftplus.postprocessing_maftplus`; resizing is torch's own. Float32 may differ from this by rounding, so
-every number comes with a tolerance. What a tolerance decides is a tie; all else must agree.
+Sources: as in `maftplus.postprocessing_maftplus`; resizing is torch's own. Float32 may differ from this by rounding,
+so every number comes with a tolerance. What a tolerance decides is a tie; all else must agree.
 Shapes: Q queries, K classes (+1 = void), h x w the target; one picture.
 """
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: inspected and converted, or refused by name. No pickle runs, nothing half-made stays."""
+"""Damaged and hostile checkpoints: inspected and converted, or refused by name. No pickle runs, nothing is left."""
 
 import io
 import json
@@ -159,7 +159,7 @@ def _attempt(function, path: Path, *args: Any, **kwargs: Any) -> str:
 
 
 KINDS = st.sampled_from(["open_clip", "open_clip", "maftplus"])
-CHECKPOINTS = Target("checkpoints", st.tuples(st.integers(0, 10_000), damages(least=1, most=3)), check_bytes, originals)
-DICTIONARIES = Target(
-    "dictionaries", st.tuples(KINDS, st.lists(CHANGE, min_size=1, max_size=4), st.booleans()), check_dictionaries, states
-)
+FILES = st.tuples(st.integers(0, 10_000), damages(least=1, most=3))
+CHANGES = st.tuples(KINDS, st.lists(CHANGE, min_size=1, max_size=4), st.booleans())
+CHECKPOINTS = Target("checkpoints", FILES, check_bytes, originals)
+DICTIONARIES = Target("dictionaries", CHANGES, check_dictionaries, states)

@@ -19,8 +19,14 @@ FORMATS = (
     *("JPEG2000", "MSP", "PCX", "PNG", "PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP"),
 )
 MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "I;16", "I", "F", "CMYK", "YCbCr", "LAB")
+# EXIF that says: turned by 90 degrees.
+TURNED = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"
 VARIANTS = {
-    "JPEG": [{}, {"progressive": True}, {"exif": b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00"}],
+    "JPEG": [
+        {},
+        {"progressive": True},
+        {"exif": TURNED},
+    ],
     "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "packbits"}],
     "TGA": [{}, {"compression": "tga_rle"}],
     "PNG": [{}, {"optimize": True}],

@@ -24,7 +24,9 @@ def pictures(draw) -> brute_force.Picture:
     unpadded = tuple(draw(st.integers(1, edge)) for edge in padded)
     target = draw(st.tuples(*[st.one_of(st.integers(1, 40), st.integers(90, 210))] * 2))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    classes = torch.randn(num_queries, num_classes + 1, generator=generator) * draw(st.sampled_from([0.0, 1.0, 4.0, 30.0]))
+    classes = torch.randn(num_queries, num_classes + 1, generator=generator) * draw(
+        st.sampled_from([0.0, 1.0, 4.0, 30.0])
+    )
     masks = torch.randn(num_queries, *grid, generator=generator) * draw(st.sampled_from([0.1, 3.0, 20.0, 1e3]))
     kind = draw(st.sampled_from(["random", "random", "steps", "twins", "infinite", "flat"]))
     if kind == "steps":
@@ -39,7 +41,9 @@ def pictures(draw) -> brute_force.Picture:
     return brute_force.Picture(classes, masks, padded, unpadded, target, stuff)
 
 
-CASES = st.tuples(pictures(), st.tuples(SHARES, SHARES, SHARES), st.sampled_from([1, 5, 100]), st.sampled_from([8, 96]))
+CASES = st.tuples(
+    pictures(), st.tuples(SHARES, SHARES, SHARES), st.sampled_from([1, 5, 100]), st.sampled_from([8, 96])
+)
 
 
 def check(case: tuple, folder: Path) -> str:

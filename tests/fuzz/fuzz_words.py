@@ -69,4 +69,6 @@ def _check_names(classes: list[list[str]], others: list) -> None:
         refused(error, "abel", "`text`")
 
 
-WORDS = Target("words", st.tuples(st.lists(LABELS, max_size=4), st.lists(LABELS, max_size=2), TEMPLATES), check, processor)
+WORDS = Target(
+    "words", st.tuples(st.lists(LABELS, max_size=4), st.lists(LABELS, max_size=2), TEMPLATES), check, processor
+)

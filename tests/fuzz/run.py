@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz.fuzz_checkpoints import CHECKPOINTS, DICTIONARIES
-from fuzz.fuzz_files import ANNOTATION_FILES, RECIPES, VOCABULARIES
+from fuzz.fuzz_files import ANNOTATION_FILES, MAT_FILES, MERGED_FILES, RECIPES, VOCABULARIES
 from fuzz.fuzz_pictures import PICTURES
 from fuzz.fuzz_results import RESULTS
 from fuzz.fuzz_words import WORDS
@@ -37,6 +37,8 @@ TARGETS: dict[Target, int] = {
     VOCABULARIES: 1,
     RECIPES: 1,
     ANNOTATION_FILES: 1,
+    MAT_FILES: 1,
+    MERGED_FILES: 1,
     RESULTS: 4,
 }
 MOST_MEMORY = 24 << 30  # of addresses; what asks for more gets a MemoryError, which is a finding

@@ -30,7 +30,7 @@ IN_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Target:
-    """`check(case, folder)` for every case of `cases`; `prepare()`, before the clock starts, makes what checks need."""
+    """`check(case, folder)` for every case of `cases`; `prepare()` makes what checks need, once."""
 
     name: str
     cases: SearchStrategy
@@ -56,7 +56,7 @@ def refused(error: Exception, *names: Any) -> str:
 
 
 def run_target(target: Target, seconds: float, first_seed: int = 0) -> Counter:
-    """Outcomes of as many cases as `seconds` allow, findings under "FOUND" and the slowest case's under "slowest_ms"."""
+    """Outcomes of as many cases as `seconds` allow; findings are "FOUND", "slowest_ms" is the slowest case's time."""
     target.prepare()
     counts, deadline, number = Counter(), time.monotonic() + seconds, first_seed
     with _working_folder() as folder, _quiet():

@@ -53,4 +53,3 @@ def test_one_wrong_pixel_is_a_difference():
 def test_the_plain_post_processing_knows_ties():
     picture = brute_force.Picture(torch.zeros(2, 3), torch.ones(2, 2, 2), (8, 8), (8, 8), (4, 4))
     assert brute_force.check_semantic(picture, "mask_logits", torch.zeros(4, 4, dtype=torch.int64)) == 16
-
