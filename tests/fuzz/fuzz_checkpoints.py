@@ -112,7 +112,9 @@ def changed(state: dict[str, Any], changes: list[tuple], canary: Path) -> Any:
 
 def make_odd(odd: str, value: torch.Tensor) -> Any:
     try:
-        return ODD_TENSORS[odd](value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about quantized tensors
+            return ODD_TENSORS[odd](value)
     except (RuntimeError, NotImplementedError):  # of a tensor that is odd already
         return None
 

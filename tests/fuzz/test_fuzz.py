@@ -1,5 +1,9 @@
 """A seeded share of the fuzzing, 24 seconds in all; `make fuzz MINUTES=5` goes on from there."""
 
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from fuzz import brute_force
@@ -8,6 +12,7 @@ from fuzz.targets import Target, refused, run_target
 from hypothesis import strategies as st
 
 SECONDS = 24
+SECURITY = Path(__file__).parents[2] / "SECURITY.md"
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -53,3 +58,12 @@ def test_one_wrong_pixel_is_a_difference():
 def test_the_plain_post_processing_knows_ties():
     picture = brute_force.Picture(torch.zeros(2, 3), torch.ones(2, 2, 2), (8, 8), (8, 8), (4, 4))
     assert brute_force.check_semantic(picture, "mask_logits", torch.zeros(4, 4, dtype=torch.int64)) == 16
+
+
+def test_every_limit_that_the_security_page_names_exists():
+    rows = [line for line in SECURITY.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    names = re.findall(r"`([A-Za-z_.]+)\.([A-Z_]+)`(?:, `([A-Z_]+)`)?(?:, `([A-Z_]+)`)?", "\n".join(rows))
+    assert len(names) == 8
+    for module, *limits in names:
+        home = importlib.import_module(module if module.startswith("PIL") else f"maftplus.{module}")
+        assert all(getattr(home, limit) > 0 for limit in limits if limit)
