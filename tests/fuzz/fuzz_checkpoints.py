@@ -17,7 +17,7 @@ from safetensors.torch import save
 from maftplus.conversion.convert import convert, inspect_checkpoint
 
 OVERRIDES = {"open_clip": {"text_config": {"num_attention_heads": 2}}, "maftplus": tiny_overrides()}
-CANARY = "pickle_ran"
+CANARY, WORDS = "pickle_ran", "token_embedding.weight"
 
 
 class Runs:
@@ -32,7 +32,12 @@ class Runs:
 
 @cache
 def states() -> dict[str, dict[str, torch.Tensor]]:
-    return {"open_clip": open_clip_state(), "maftplus": tiny_state()}
+    """With 512 words in place of 49,408, so that a case takes milliseconds."""
+    whole = {"open_clip": open_clip_state(), "maftplus": tiny_state()}
+    return {
+        kind: {name: value[:512].clone() if name.endswith(WORDS) else value for name, value in state.items()}
+        for kind, state in whole.items()
+    }
 
 
 @cache
