@@ -26,11 +26,11 @@ test-common: $(VENV)/.installed
 
 # Hostile pictures, words, checkpoints and files, and results against a plain post-processing, for MINUTES.
 fuzz: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
 
 # Kills, full disks and hostile servers, each a function with a name (two to five minutes).
 chaos: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/run.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/disasters.py
 
 # Every figure of models/shapes that README, its card and docs quote, measured again (three minutes).
 figures: $(VENV)/.installed

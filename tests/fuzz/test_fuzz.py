@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fuzz import brute_force
-from fuzz.run import TARGETS, in_words
+from fuzz.fuzzing import TARGETS, in_words
 from fuzz.targets import Target, refused, run_target
 from hypothesis import strategies as st
 

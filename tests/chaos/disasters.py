@@ -1,6 +1,6 @@
 """Every disaster once, and a table of what came of it: `make chaos`, or
 
-    python tests/chaos/run.py [--kills 30] [--least_hits 20] [--only servers_that_drip_and_flood ...]
+    python tests/chaos/disasters.py [--kills 30] [--least_hits 20] [--only servers_that_drip_and_flood ...]
 
 A function is a disaster. It raises AssertionError where something whole was lost, something half-made counts, or
 something hangs. Exit code 1 if one failed, or if too few kills hit a half-written checkpoint.

@@ -1,6 +1,6 @@
 """Every fuzz target for a share of the time: `make fuzz MINUTES=5`, or
 
-    python tests/fuzz/run.py [--minutes 5] [--seed 0] [--only words results]
+    python tests/fuzz/fuzzing.py [--minutes 5] [--seed 0] [--only words results]
 
 Prints a table of outcomes and ends with 1 if anything was found: an exception other than a ValueError or OSError that
 names its input, a hang, a file left behind, a result that differs from the plain post-processing beyond ties.
