@@ -501,3 +501,33 @@ def test_a_mat_file_cut_anywhere_or_without_whole_numbers_is_named(tmp_path):
         savemat(path, {"LabelMap": values})
         with pytest.raises(ValueError, match=r"a\.mat: no \.mat file"):
             read_context_mat(path)
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([{"id": 1}], "`segments_info` 0: `category_id` is missing"),
+        ([{"category_id": 1}], "`segments_info` 0: `id` is missing"),
+        ([7], "`segments_info` 0: `id` is missing"),
+        ({"id": 1}, "`segments_info` must be a list"),
+        ([{"id": 1, "category_id": 1, "iscrowd": "no"}], "`iscrowd` and `area` of segment 1 must be numbers"),
+    ],
+)
+def test_a_segment_that_lacks_something_is_named_with_its_map(segments, message, tmp_path):
+    make_coco_panoptic(tmp_path)
+    path = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"] = segments
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"000000000139\.png: {message}"):
+        load_data_set("coco_panoptic", tmp_path)
+
+
+@pytest.mark.parametrize("category", [-1, 1 << 31])
+def test_a_category_that_no_label_map_can_hold_is_named(category, tmp_path):
+    image = {"image_id": 1, "file_name": "a.jpg", "phase": "val", "height": 4, "width": 6}
+    annotation = {"image_id": 1, "category_id": category, "segmentation": {"size": [4, 6], "counts": [0, 24]}}
+    document = {"images": [image], "annos_segmentation": [annotation]}
+    path = write(tmp_path / "merged.json", json.dumps(document))
+    with pytest.raises(ValueError, match=rf"merged\.json, image 1: there is no category {category}"):
+        load_merged_json(path).read(1)

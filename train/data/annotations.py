@@ -21,7 +21,7 @@ from maftplus.pictures.files import write_atomically
 from maftplus.reading_maftplus import decode_picture, read_picture
 from maftplus.train.data.mat_files import read_matrix
 
-LARGEST_MASK = 1 << 28  # pixels
+LARGEST_MASK, LARGEST_CATEGORY = 1 << 28, (1 << 31) - 1  # pixels; int32
 MOST_CHARACTERS = 8  # of a compressed run, 40 bits
 # What rows of PASCAL-Context's merged JSON hold.
 MERGED_IMAGE = {"image_id": int | str, "file_name": str, "phase": str, "height": int, "width": int}
@@ -131,6 +131,8 @@ class MergedJson:
             mask = decode_run_lengths(annotation["segmentation"], where)
             if mask.shape != labels.shape:
                 raise ValueError(f"{where}: a mask is {mask.shape}, the picture {labels.shape}.")
+            if not 0 <= annotation["category_id"] <= LARGEST_CATEGORY:
+                raise ValueError(f"{where}: there is no category {annotation['category_id']}.")
             labels[mask] = annotation["category_id"]
         return labels
 
@@ -145,20 +147,21 @@ def load_merged_json(path: Path) -> MergedJson:
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annos_segmentation"} <= set(content):
         raise ValueError(f"{path}: no merged JSON of PASCAL-Context; it lacks `images` or `annos_segmentation`.")
-    images = _checked_rows(content, "images", MERGED_IMAGE, path)
+    images = check_rows(content["images"], MERGED_IMAGE, f"{path}, `images`")
     annotations: dict[Any, list[dict[str, Any]]] = {}
-    for annotation in _checked_rows(content, "annos_segmentation", MERGED_ANNOTATION, path):
+    for annotation in check_rows(content["annos_segmentation"], MERGED_ANNOTATION, f"{path}, `annos_segmentation`"):
         annotations.setdefault(annotation["image_id"], []).append(annotation)
     return MergedJson(path, {image["image_id"]: image for image in images}, annotations)
 
 
-def _checked_rows(content: dict[str, Any], name: str, kinds: dict[str, type], path: Path) -> list[dict[str, Any]]:
-    """`content[name]`, a list of objects that have the fields of `kinds`."""
-    rows = content[name] if isinstance(content[name], list) else [content[name]]
+def check_rows(rows: Any, kinds: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """`rows` themselves. Raises ValueError unless they are a list of objects that have the fields of `kinds`."""
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} must be a list, got {rows!r:.80}.")
     for index, row in enumerate(rows):
         wrong = [key for key, kind in kinds.items() if not isinstance(row, dict) or not isinstance(row.get(key), kind)]
         if wrong:
-            raise ValueError(f"{path}, `{name}` {index}: `{wrong[0]}` is missing or of another type.")
+            raise ValueError(f"{where} {index}: `{wrong[0]}` is missing or of another type.")
     return rows
 
 
