@@ -41,13 +41,14 @@ class Prompts(NamedTuple):
     synonym_ids: list[int]
 
 
-def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
+def parse_classes(labels: ClassName | Sequence[ClassName], do_split_synonyms: bool = True) -> list[list[str]]:
     """
     Synonyms of every class, spaces around them stripped.
 
     Args:
         labels: One entry a class: a string with synonyms separated by commas, or a list of synonyms (nothing is
             split). A string alone is *one* class: "cat, kitten" is not two.
+        do_split_synonyms: `False`: a string is one name, commas included (MAFT, arXiv 2310.00240, released code).
 
     Raises:
         ValueError: without labels, with an empty label or synonym, one of more than 1,000 characters or with half a
@@ -56,7 +57,7 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
     labels = as_list(labels)
     if not labels:
         raise ValueError("`text` (the labels) is empty; give at least one class name.")
-    names = [_split_label(label, index) for index, label in enumerate(labels)]
+    names = [_split_label(label, index, do_split_synonyms) for index, label in enumerate(labels)]
     if (total := sum(map(len, names))) > MAX_SYNONYMS:
         raise ValueError(f"The labels have {total:,} synonyms; at most {MAX_SYNONYMS:,} are taken at once.")
     classes = [_strip_names(synonyms, f"Label {index}") for index, synonyms in enumerate(names)]
@@ -73,10 +74,12 @@ def as_list(texts: str | Iterable) -> list:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _split_label(label: ClassName, index: int) -> Sequence[str]:
+def _split_label(label: ClassName, index: int, do_split: bool) -> Sequence[str]:
     if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
-    return label.split(",") if isinstance(label, str) else label
+    if isinstance(label, str):
+        return label.split(",") if do_split else [label]
+    return label
 
 
 def _strip_names(synonyms: Sequence[str], what: str) -> list[str]:
@@ -136,6 +139,32 @@ def find_label_ids(classes: list[list[str]], labels: Sequence[ClassName] | None)
     return sorted(label_ids)
 
 
+def parse_distractors(
+    labels: ClassName | Sequence[ClassName] | None, do_split_synonyms: bool = True
+) -> list[list[str]]:
+    """
+    Synonyms of every distractor: a class that competes with the labels and is never reported; none for `None` or [].
+
+    Raises:
+        ValueError: as `parse_classes`, naming `distractor_labels`.
+    """
+    labels = [] if labels is None else as_list(labels)
+    try:
+        return parse_classes(labels, do_split_synonyms) if labels else []
+    except ValueError as error:
+        raise ValueError(f"`distractor_labels`: {error}") from error
+
+
+def split_distractors(
+    classes: list[list[str]], distractors: list[list[str]]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The distractors that compete, and those left out because they share a name with one of the classes."""
+    known = {canonical_name(name) for synonyms in classes for name in synonyms}
+    is_label = [any(canonical_name(name) in known for name in synonyms) for synonyms in distractors]
+    kept, left_out = ([one for one, flag in zip(distractors, is_label) if flag is wanted] for wanted in (False, True))
+    return kept, left_out
+
+
 def find_seen_classes(classes: list[list[str]], training_classes: Sequence[ClassName]) -> list[bool]:
     """Which classes share a synonym with a training class, (K,) (arXiv 2308.02487, "Geometric ensemble")."""
     known = {canonical_name(name) for synonyms in parse_classes(training_classes) for name in synonyms}
@@ -178,4 +207,6 @@ __all__ = [
     "find_label_ids",
     "find_seen_classes",
     "parse_classes",
+    "parse_distractors",
+    "split_distractors",
 ]
