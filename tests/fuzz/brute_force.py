@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maftplus.postprocessing_maftplus import LARGEST_LOGIT
+from maftplus.predictions_maftplus import LARGEST_LOGIT
 
 POSITION = 1e-4  # how far float32's sampling points lie off, in pixels, generously
 ROUNDING = 2e-6  # of probabilities

@@ -9,7 +9,7 @@ from fuzz import brute_force
 from fuzz.targets import Target
 from hypothesis import strategies as st
 
-from maftplus import postprocessing_maftplus
+from maftplus import postprocessing_maftplus, predictions_maftplus
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 
 SHARES = st.one_of(st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]), st.floats(0, 1))
@@ -49,7 +49,7 @@ CASES = st.tuples(
 def check(case: tuple, folder: Path) -> str:
     picture, shares, top_k, tile_edge = case
     with ExitStack() as stack:
-        stack.enter_context(patch.object(postprocessing_maftplus, "TILE_EDGE", tile_edge))
+        stack.enter_context(patch.object(predictions_maftplus, "TILE_EDGE", tile_edge))
         stack.enter_context(patch.object(postprocessing_maftplus, "TILE_NUMBERS", 1 << (10 if tile_edge == 8 else 21)))
         ties = [*_semantic(picture), _panoptic(picture, shares), _instances(picture, shares, top_k)]
     return "tied" if any(ties) else "equal"
