@@ -346,7 +346,7 @@ def test_results_of_earlier_runs_are_known_by_their_mark_not_by_their_name(pictu
     assert [path.name for path in list_pictures(folder, folder)] == ["one.png", "two_labels.png"]
 
 
-@pytest.mark.parametrize("error", [KeyError("exif"), MemoryError(), TypeError("no"), RuntimeError("codec")])
+@pytest.mark.parametrize("error", [KeyError("exif"), TypeError("no"), RuntimeError("codec")])
 def test_whatever_a_decoder_raises_the_rest_go_on(folder, picture, tmp_path, monkeypatch, error):
     noise_picture(1).save(picture.with_name("two.png"))
 
@@ -360,6 +360,17 @@ def test_whatever_a_decoder_raises_the_rest_go_on(folder, picture, tmp_path, mon
     assert result.exit_code == 1
     assert f"one.png: {type(error).__name__}" in result.output.replace("\n", "")
     assert (tmp_path / "out" / "two.json").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_and_too_little_memory_of_ours_end_the_run(folder, picture, tmp_path, monkeypatch, error):
+    def read(path, timeout=None):
+        raise error
+
+    monkeypatch.setattr("maftplus.app.segmenting.read_picture", read)
+    result = run(picture, "--labels", "cat", "--model", folder, "--out", tmp_path / "out")
+    assert result.exit_code != 0
+    assert "pictures failed" not in result.output
 
 
 def test_a_picture_that_the_network_cannot_take_does_not_take_its_batch_with_it(

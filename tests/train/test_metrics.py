@@ -1,5 +1,6 @@
 """Metrics by hand: figures on maps small enough to count on paper, the evaluate modules, and what bad input says."""
 
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -200,3 +201,14 @@ def test_a_listed_area_of_the_truth_counts_in_the_union_as_in_the_coco_api():
     covered = [{"id": 1, "label_id": 0, "area": 4}]  # 2 of its 4 pixels are covered by something else
     counts = panoptic_counts([[1, 1, 0]], segments((1, 0)), [[1, 1, 0]], covered, 1)
     assert counts.tolist() == [[0, 0, 1, 1]]
+
+
+def test_the_benchmark_of_the_metrics_names_what_is_beyond_its_limits():
+    source = Path(__file__).parents[2] / "benchmarks" / "metrics.py"
+    benchmark = runpy.run_path(str(source), run_name="benchmark")
+    good = {**benchmark["LEAST"], **benchmark["MOST"]}
+    assert benchmark["beyond_limits"](good) == []
+    assert benchmark["beyond_limits"]({**good, "memory_growth_mb": 21.0}) == [
+        "memory_growth_mb is 21, wanted at most 20.0"
+    ]
+    assert benchmark["beyond_limits"]({**good, "counting_times_faster": 9.0})[0].endswith("wanted at least 10.0")
