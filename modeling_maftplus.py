@@ -191,7 +191,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         Raises:
             ValueError: if a tensor has the wrong shape, or nothing proposes masks.
         """
-        unpadded_sizes, padded_sizes = _input_sizes(pixel_values, pixel_mask)
+        unpadded_sizes, padded_sizes = input_sizes(pixel_values, pixel_mask)
         vision = self.clip.encode_image(self.clip_pixel_values(pixel_values))  # the one trunk pass
         proposals = self._propose(pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits)
         mask_logits = self.clip.vision_model.fit_proposals(
@@ -503,7 +503,7 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
         )
 
 
-def _input_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def input_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(height, width) of every picture before and after padding, both (B, 2)."""
     batch, _, height, width = pixel_values.shape
     padded = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, 2)
@@ -538,4 +538,4 @@ def _void_probabilities(picture: MaftPlusPicture, in_vocab_logits: Tensor | None
 MaftPlusModel.register_for_auto_class("AutoModel")
 MaftPlusForUniversalSegmentation.register_for_auto_class("AutoModelForUniversalSegmentation")
 
-__all__ = ["MaftPlusForUniversalSegmentation", "MaftPlusModel", "MaftPlusPreTrainedModel"]
+__all__ = ["MaftPlusForUniversalSegmentation", "MaftPlusModel", "MaftPlusPreTrainedModel", "input_sizes"]

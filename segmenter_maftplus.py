@@ -249,7 +249,10 @@ def _per_level(numbers: Sequence[int], points: int, like: Tensor) -> Tensor:
 
 def _weighted_row_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Rows of `table` (N, E) picked by `index` (bags, k), summed with `weight` (bags, k) -> (bags, E)."""
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
+    weight = weight.to(table.dtype)
+    if torch.compiler.is_exporting():  # exporters make a loop over the bags of `embedding_bag`
+        return (weight[:, None] @ F.embedding(index, table)).squeeze(1)
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
 
 
 class MaftPlusMaskDecoder(nn.Module):
@@ -312,8 +315,12 @@ class MaftPlusMaskDecoder(nn.Module):
     def _predict(self, normed: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         """Normed queries (B, Q, C) -> mask logits (B, Q, h4, w4) and class embeddings (B, Q, D)."""
         logits = (self.mask_embedder(normed) @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+        return logits, self._embed_classes(normed, mask_features, logits)
+
+    def _embed_classes(self, normed: Tensor, mask_features: Tensor, logits: Tensor) -> Tensor:
+        """Class embeddings (B, Q, D) of normed queries, from what lies under their masks."""
         pooled = pool_masks(mask_features, logits)
-        return logits, self.class_embedder(self.pooled_proj(self.pooled_norm(pooled)) + normed)
+        return self.class_embedder(self.pooled_proj(self.pooled_norm(pooled)) + normed)
 
 
 class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):

@@ -11,12 +11,14 @@ import typer
 
 import maftplus
 from maftplus.app.commands.convert import convert
+from maftplus.app.commands.endpoint import endpoint
+from maftplus.app.commands.export import export
 from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.prepare import prepare
 from maftplus.app.commands.segment import segment
 from maftplus.app.commands.verify import verify
 
-COMMANDS = (segment, convert, inspect, prepare, verify)  # in the order of the help
+COMMANDS = (segment, convert, inspect, prepare, verify, export, endpoint)  # in the order of the help
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

@@ -21,6 +21,11 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "datasets": "train",
     "evaluate": "train",
     "matplotlib": "train",
+    "nncf": "openvino",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
     "yaml": "train",
 }
 
