@@ -24,10 +24,13 @@ from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts
 
 HEIGHT, WIDTH, NUM_LABELS, IGNORE = 512, 683, 847, 65535
 MODULE_REPEATS = 20  # 100 images before one `compute`; a benchmark has 1,449 to 5,000
+# The limits of benchmarks/README.md; memory may not grow with the number of pictures.
+LEAST = {"counting_times_faster": 10.0, "panoptic_times_faster": 5.0}
+MOST = {"memory_growth_mb": 20.0, "stored_bytes": 1 << 20}
 METRICS = Path(__file__).parents[1] / "train" / "metrics"
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print the table, return the exit code: 1 beyond a limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of 5 images each; the fastest counts")
@@ -38,6 +41,23 @@ def main() -> None:
     results = {**time_mean_iou(pairs, arguments.rounds), **time_panoptic(arguments.rounds)}
     results.update(measure_memory(pairs, arguments.images))
     print(json.dumps(results, indent=2))
+    beyond = beyond_limits(results)
+    for line in beyond:
+        print(line)
+    return int(bool(beyond))
+
+
+def beyond_limits(results: dict[str, float]) -> list[str]:
+    """What is slower than `LEAST`, or larger than `MOST`, a line each."""
+    slow = [
+        f"{name} is {results[name]:.3g}, wanted at least {least}"
+        for name, least in LEAST.items()
+        if results[name] < least
+    ]
+    large = [
+        f"{name} is {results[name]:.3g}, wanted at most {most}" for name, most in MOST.items() if results[name] > most
+    ]
+    return slow + large
 
 
 def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,4 +207,4 @@ def fastest(function: Callable, rounds: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""A small random benchmark and predictors for it, for tests of the evaluation; light to import in other processes."""
+"""A small random data set and predictors for it, for tests of the evaluation; light to import in other processes."""
 
 from pathlib import Path
 

@@ -264,6 +264,22 @@ def test_dense_tokens_are_pixels_or_runs_of_consecutive_numbers():
 
 
 @TOWERS
+def test_mask_logits_mean_the_same_to_both_towers(build):
+    """A mask that fills its cells of the grid, as logits and as bool."""
+    model = build()
+    vision = model.encode_image(pixels(2, 64, 96))
+    masks = random_masks(5, 2, *vision.grid_size)
+    assert_close(model.embed_mask_logits(vision, masks.float() * 8 - 4), model.embed_masks(vision, masks))
+
+
+def test_values_of_masks_are_not_read_where_there_are_none():
+    for build in (vit, convnext):
+        features = build().to("meta").get_mask_features(pixels().to("meta"), torch.zeros(2, 3, 8, 8, device="meta"))
+        assert features.is_meta
+        assert features.shape == (2, 3, 12)
+
+
+@TOWERS
 def test_a_mask_does_not_know_its_neighbours(build):
     model, masks = build(), random_masks(7)
     together = model.get_mask_features(pixels(), masks)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from tiny_tools import tiny_config
-from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
@@ -83,6 +84,30 @@ def make_trainer(folder: Path | str, model=None, dataset=None, **arguments):
         train_dataset=AugmentedDataset(dataset or Pictures(), [RandomFlip()], seed=3),
         data_collator=TrainingCollator(MaftPlusImageProcessorPil(do_resize=False), len(CLASSES)),
     )
+
+
+def save_checkpoints(folder: Path, steps: int, resume_from_checkpoint: str | None = None, **arguments):
+    """Train for some steps and save a checkpoint after each."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 1}
+    trainer = make_trainer(folder, max_steps=steps, **{**saving, **arguments})
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+
+
+def write_folder_data(folder: Path) -> dict[str, Path]:
+    """Two pictures of 96 x 128 with label maps, and a vocabulary of three classes."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    labels = np.repeat(np.arange(3), 32)[:, None].repeat(128, 1).astype(np.uint8)
+    for index in range(2):
+        Image.fromarray(np.stack([labels * 60 + index] * 3, axis=-1)).save(folder / "images" / f"{index}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
+    (folder / "names.txt").write_text("cat,kitten\ngrass\nsky\n")
+    return {
+        "image_folder": folder / "images",
+        "label_folder": folder / "labels",
+        "vocabulary": folder / "names.txt",
+        "per_device_train_batch_size": 2,
+    }
 
 
 def trained_state(model) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ of an image.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional as F
 
 POOLING_SCALES = (1, 2, 4)
 

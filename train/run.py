@@ -5,35 +5,37 @@
     python train/run.py train/recipes/overfit.yaml --do_train --do_eval --image_folder IMAGES --label_folder LABEL_MAPS
     accelerate launch --multi_gpu --num_processes 2 train/run.py RECIPE ... --use_cpu    # two processes without GPUs
     python train/run.py train/recipes/maftplus_base.yaml --do_eval --data_root datasets --model_name_or_path runs/base
-    accelerate launch train/run.py --do_eval --benchmarks ade20k_150 pascal_context_459 --data_root datasets \\
+    accelerate launch train/run.py --do_eval --data_sets ade20k_150 pascal_context_459 --data_root datasets \\
         --model_name_or_path runs/base --output_dir runs/eval
 
-A recipe is a flat YAML file: every key is an option below, and the command line wins over it.
-`--resume_from_checkpoint last` goes on where a killed run stopped.
+A recipe is a flat YAML file: every key is an option (`options.py`), and the command line wins over it;
+`data/sources.py` says how data are named. `--resume_from_checkpoint last` goes on where a killed run stopped. What a
+user can cause ends in one line and exit code 2, SIGTERM in a checkpoint and exit code 143.
 """
 
 import json
 import logging
-import shlex
+import shutil
+import signal
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from torch.nn import functional as F
-from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, set_seed
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
 from maftplus.conversion.tokenizer import END, START, build_clip_tokenizer, byte_tokens
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.pictures.files import write_atomically
 from maftplus.processing_maftplus import MaftPlusProcessor
-from maftplus.train.card import write_card
+from maftplus.train.checkpoints import MARKER, checkpoint_fault, checkpoints_of, disk_errors, last_whole_checkpoint
 from maftplus.train.data.augmentation import (
     AugmentedDataset,
     AugmentedStream,
@@ -41,160 +43,159 @@ from maftplus.train.data.augmentation import (
     build_transforms,
     void_value,
 )
-from maftplus.train.data.registry import (
-    BENCHMARKS,
-    HubDataset,
-    SegmentationDataset,
-    load_benchmark,
-    load_coco_panoptic,
-    load_folder,
-    load_hub,
+from maftplus.train.data.sources import is_stream, load_data, load_entry, load_eval_data
+from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, evaluate_data_sets, scalar_figures
+from maftplus.train.evaluation.reports import format_table, write_report
+from maftplus.train.options import (
+    DataArguments,
+    ModelArguments,
+    is_recipe,
+    parse_arguments,
+    recorded_command,
+    recorded_recipe,
 )
-from maftplus.train.evaluation.datasets import HUB, BenchmarkArguments, run_benchmarks
-from maftplus.train.evaluation.evaluate import scalar_figures
-from maftplus.train.evaluation.trainer_metrics import CountedEvaluation, EvaluationCollator
 from maftplus.train.processes import process_state
-from maftplus.train.publish import push_folder
-from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
-from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file
-from maftplus.words_maftplus import find_seen_classes
+from maftplus.train.publish import push_files, write_card
+from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments, NonFiniteLossError, trainable_parameters
+from maftplus.vocabularies.files import VocabularyFile
+from maftplus.words_maftplus import class_key, find_seen_classes
 
 logger = logging.getLogger("maftplus.train")
+
 BYTES = "bytes"
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
-@dataclass
-class ModelArguments:
-    """Where the model comes from. Without any path it starts from random weights, as `model_config` says."""
-
-    model_name_or_path: str | None = field(default=None, metadata=_help("A MAFT+ model with its processor."))
-    clip_name_or_path: str | None = field(default=None, metadata=_help("CLIP's weights (converted, or of the Hub)."))
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata=_help("Default: CLIP's. 'bytes': one token a byte, for models from scratch.")
-    )
-    proposer_name_or_path: str | None = field(
-        default=None, metadata=_help("Frozen Mask2Former or MaskFormer that proposes masks (MAFT).")
-    )
-    teacher_name_or_path: str | None = field(
-        default=None, metadata=_help("The original CLIP. Default: the CLIP that the model starts with.")
-    )
-    model_config: dict | str | None = field(default=None, metadata=_help("JSON; fields of MaftPlusConfig."))
-    use_synonyms: bool = field(default=True, metadata=_help("False: a class goes by its official name alone."))
-    class_embeddings: str | None = field(
-        default=None, metadata=_help("A .npy file (K, D) in place of what the text tower makes of the class names.")
-    )
-
-    def __post_init__(self):
-        self.model_config = _parse_json(self.model_config) or {}
-
-
-@dataclass
-class DataArguments(BenchmarkArguments):
-    """What to train and to evaluate on."""
-
-    dataset: str | None = field(
-        default=None,
-        metadata=_help(f"'folder', 'coco_panoptic_json', 'hub:NAME' (training) or one of {', '.join(BENCHMARKS)}."),
-    )
-    data_root: str | None = field(default=None, metadata=_help("Folder of the benchmark's official layout."))
-    train_split: str = field(default="train", metadata=_help("Split to train on."))
-    eval_split: str = field(default="val", metadata=_help("Split to evaluate on."))
-    eval_dataset: str | None = field(default=None, metadata=_help("Default: the training data set."))
-    image_folder: str | None = field(default=None, metadata=_help("'folder', 'coco_panoptic_json': pictures."))
-    label_folder: str | None = field(default=None, metadata=_help("The same: label maps or panoptic PNGs."))
-    panoptic_json: str | None = field(default=None, metadata=_help("'coco_panoptic_json': the JSON file."))
-    vocabulary: str | None = field(default=None, metadata=_help("Vocabulary of these two: a name or a file."))
-    shuffle_buffer_size: int = field(
-        default=1000, metadata=_help("'hub:NAME' with --streaming: pictures kept at hand to draw from; 0: in order.")
-    )
-    ignore_index: int | None = field(default=None, metadata=_help("'folder': value of unlabelled pixels."))
-    do_reduce_labels: bool = field(default=False, metadata=_help("'folder': 0 is unlabelled, others count from 1."))
-    max_train_samples: int | None = field(default=None, metadata=_help("Train on the first so many samples."))
-    max_eval_samples: int | None = field(default=None, metadata=_help("Evaluate on the first so many samples."))
-    augmentation: list | str | None = field(
-        default=None, metadata=_help("JSON; a list of transforms, see train/data/augmentation.py.")
-    )
-    eval_size: dict | str | None = field(
-        default=None, metadata=_help('JSON; {"shortest_edge": 800, "longest_edge": 1333} of evaluation and use.')
-    )
-    do_compare_scores: bool = field(
-        default=False, metadata=_help("Evaluate by CLIP's and by the segmenter's class scores apart, too.")
-    )
-
-    def __post_init__(self):
-        self.augmentation = _parse_json(self.augmentation) or []
-        self.eval_size = _parse_json(self.eval_size)
+OF_CHECKPOINTS = (MARKER, "trainer_state.json")  # whoever else calls a folder checkpoint-1 keeps it
+USER_ERROR = 2
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Run what the command line asks for; returns the metrics."""
+    """
+    Run what the command line asks for.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ValueError, OSError: for what a user can cause; one line.
+        SystemExit: with 143 if SIGTERM stopped the training; a checkpoint is saved, nothing else.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     model_args, data_args, args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    push_to = (args.hub_model_id or Path(args.output_dir).name) if args.push_to_hub else None
-    args.push_to_hub = False  # pushed once, at the end, by ourselves: it must not need a network before
+    push = _take_push_options(args)
     set_seed(args.seed)
-    if args.do_eval and data_args.benchmarks and not args.do_train:
-        return _evaluate(build_model(model_args), build_processor(model_args, data_args), data_args, args, arguments)
-    trainer = build_trainer(model_args, data_args, args)
-    if args.do_train:
-        trainer.train(resume_from_checkpoint=find_checkpoint(args))
-        if trainer.sigterm.received:
-            logger.warning("Stopped by SIGTERM; go on with --resume_from_checkpoint last.")
-            return {}
-        trainer.save_model()
-        trainer.save_state()
-    metrics = trainer.evaluate() if trainer.eval_dataset is not None and args.do_eval else {}
-    if args.do_eval and data_args.benchmarks:
-        metrics |= _evaluate(trainer.model, trainer.processing_class, data_args, args, arguments)
-    if trainer.is_world_process_zero():
-        _write_results(arguments, metrics, trainer, data_args)
-        if push_to:
-            push_folder(Path(args.output_dir), push_to)
+    metrics, written = {}, []
+    if args.do_eval and data_args.data_sets and not args.do_train:
+        model, processor = build_model(model_args), build_processor(model_args, data_args)
+        metrics, written = _evaluate_data_sets(model, processor, data_args, args, arguments)
+    else:
+        trainer = build_trainer(model_args, data_args, args)
+        if args.do_train:
+            written += _train(trainer, args)
+        if trainer.eval_dataset is not None and args.do_eval:
+            metrics = trainer.evaluate()
+        if args.do_eval and data_args.data_sets:
+            more = _evaluate_data_sets(trainer.model, trainer.processing_class, data_args, args, arguments)
+            metrics, written = metrics | more[0], written + more[1]
+        if trainer.is_world_process_zero():
+            written += _write_results(arguments, metrics, trainer, data_args)
+    if push and process_state().is_main_process:
+        push_files(Path(args.output_dir), written, **push)
     return metrics
 
 
-def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]:
+def _take_push_options(args: MaftPlusTrainingArguments) -> dict[str, Any] | None:
     """
-    Options of an optional recipe (first argument, `*.yaml`) and of the command line, which wins.
+    What `push_files` is given, None if nothing is pushed.
+
+    It is pushed once, at the end, by ourselves: training must not need a network before, and `training_args.bin` must
+    not hold the token.
+    """
+    push = None
+    if args.push_to_hub:
+        repository = args.hub_model_id or Path(args.output_dir).name
+        push = {"repository": repository, "private": args.hub_private_repo, "token": args.hub_token}
+    args.push_to_hub, args.hub_token = False, None
+    return push
+
+
+def _train(trainer: MaftPlusTrainer, args: MaftPlusTrainingArguments) -> list[Path]:
+    """Train and save the model; returns the files written."""
+    checkpoint = find_checkpoint(args)
+    if trainer.is_world_process_zero():
+        _make_room(args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.sigterm.received:
+        logger.warning("Stopped by SIGTERM; go on with --resume_from_checkpoint last.")
+        raise SystemExit(128 + signal.SIGTERM)
+    return save_whole(trainer, Path(args.output_dir))
+
+
+def _make_room(args: MaftPlusTrainingArguments) -> None:
+    """
+    Deletes the checkpoints of an earlier run where `--overwrite_output_dir` says so.
 
     Raises:
-        ValueError: if the recipe is not a flat mapping.
+        ValueError: if the output folder holds a model or checkpoints and nothing says what to do with them.
     """
-    if _is_recipe(arguments):
-        arguments = [*read_recipe(Path(arguments[0])), *arguments[1:]]
-    parser = HfArgumentParser((ModelArguments, DataArguments, MaftPlusTrainingArguments), allow_abbrev=False)
-    return parser.parse_args_into_dataclasses(arguments)
+    folder = Path(args.output_dir)
+    old = [path for path in checkpoints_of(folder) if any((path / name).is_file() for name in OF_CHECKPOINTS)]
+    if find_checkpoint(args) is not None or not (old or (folder / "config.json").is_file()):
+        return
+    if not args.overwrite_output_dir:
+        raise ValueError(
+            f"{folder} holds {'checkpoints' if old else 'a model'} of an earlier run: go on with "
+            "--resume_from_checkpoint last, or start anew with --overwrite_output_dir, or in another --output_dir."
+        )
+    for path in old:
+        shutil.rmtree(path)
 
 
-def read_recipe(path: Path) -> list[str]:
-    """A recipe as command-line options; lists and mappings become JSON."""
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of options, got {type(recipe).__name__}.")
-    options = []
-    for name, value in recipe.items():
-        if value is not None:
-            options += [f"--{name}", json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
-    return options
+def save_whole(trainer: MaftPlusTrainer, folder: Path) -> list[Path]:
+    """
+    Save model, processor and the trainer's state; on a full disk the old files stay as they are.
+
+    Returns:
+        The files written, on the main process.
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+    """
+    unfinished = folder / ".unfinished"
+    is_main = trainer.is_world_process_zero()
+    try:
+        with disk_errors(folder):
+            trainer.save_model(str(unfinished))
+            trainer.save_state()
+        trainer.accelerator.wait_for_everyone()
+        names = sorted(path.name for path in unfinished.iterdir()) if is_main else []
+        for name in names:
+            (unfinished / name).replace(folder / name)
+    finally:
+        if is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return [folder / name for name in (*names, "trainer_state.json")] if is_main else []
 
 
 def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, args: MaftPlusTrainingArguments
 ) -> MaftPlusTrainer:
-    """Data, model, processor and teacher, put together."""
-    train_data = load_data(data_args, data_args.train_split) if args.do_train else None
-    eval_data = _eval_data(data_args) if args.do_eval or args.eval_strategy != "no" else None
+    """
+    Data, model, processor and teacher, put together.
+
+    Raises:
+        ValueError: if there is nothing to do, not even one batch to train on, or nothing that the losses train.
+    """
+    train_data = (
+        load_data(data_args, data_args.train_split, max_samples=data_args.max_train_samples) if args.do_train else None
+    )
+    eval_data = load_eval_data(data_args) if args.do_eval or args.eval_strategy != "no" else None
     data = eval_data if train_data is None else train_data  # a stream has no length, so no truth value
     if data is None:
         raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
     processor = build_processor(model_args, data_args)
     model = build_model(model_args)
     if train_data is not None:
+        _require_a_step(train_data, model, args)
         _add_training_classes(processor, train_data, model_args)
     store_vocabulary(model, processor, data.vocabulary, model_args)
     void = void_value(data)
@@ -207,57 +208,29 @@ def build_trainer(
         train_dataset=train_data,
         eval_dataset=eval_data,
         data_collator=TrainingCollator(processor.image_processor, data.vocabulary.num_labels, void),
-        eval_collator=EvaluationCollator(processor.image_processor),
-        compute_metrics=None if eval_data is None else _counted_evaluation(model, processor, eval_data, data_args),
+        do_compare_scores=data_args.do_compare_scores and model.config.proposer_config is None,
         processing_class=processor,
     )
 
 
-def load_data(args: DataArguments, split: str, name: str | None = None) -> SegmentationDataset | HubDataset:
-    """
-    The data set `name` (default `args.dataset`), cut to its first samples where asked for.
-
-    Raises:
-        ValueError: if an argument that this kind of data needs is missing.
-    """
-    name = name or args.dataset
-    if name in BENCHMARKS:
-        data = load_benchmark(name, _required(args, "data_root"), split)
-    elif name == "folder":
-        data = load_folder(
-            _required(args, "image_folder"),
-            _required(args, "label_folder"),
-            load_vocabulary_file(_required(args, "vocabulary")),
-            args.ignore_index,
-            args.do_reduce_labels,
-        )
-    elif name == "coco_panoptic_json":
-        files = [_required(args, key) for key in ("panoptic_json", "image_folder", "label_folder")]
-        data = load_coco_panoptic(*files, load_vocabulary_file(_required(args, "vocabulary")))
-    elif name is not None and name.startswith(HUB):
-        return _load_hub(args, split, name.removeprefix(HUB))
-    else:
+def _require_a_step(data, model: MaftPlusForUniversalSegmentation, args: MaftPlusTrainingArguments) -> None:
+    """Raises ValueError if training would do nothing without a word: too few pictures, or nothing to train."""
+    if not trainable_parameters(model):
         raise ValueError(
-            f"`dataset` must be 'folder', 'coco_panoptic_json', 'hub:NAME' or one of {', '.join(BENCHMARKS)}, "
-            f"got {name!r}."
+            "No parameter is reached by a loss; see `mask_aware_weight` and `compensation_weight` of `model_config`."
         )
-    most = args.max_train_samples if split == args.train_split else args.max_eval_samples
-    return data if most is None else replace(data, items=data.items[:most])
-
-
-def _load_hub(args: DataArguments, split: str, name: str) -> HubDataset:
-    """Samples of the Hub to train on."""
-    options = {"image_column": args.image_column, "label_column": args.label_column, "streaming": args.streaming}
-    options.update(ignore_index=args.ignore_index, do_reduce_labels=args.do_reduce_labels)
-    data = load_hub(name, split, load_vocabulary_file(_required(args, "vocabulary")), **options)
-    most = args.max_train_samples
-    return data if most is None else replace(data, rows=data.rows.take(most))
+    at_once = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and hasattr(data, "__len__") and not is_stream(data) and len(data) < at_once:
+        raise ValueError(
+            f"{len(data)} pictures are fewer than the {at_once} of a batch, so nothing would train: lower "
+            "`per_device_train_batch_size`, or pass `--dataloader_drop_last false`."
+        )
 
 
 def _augmented(data, args: DataArguments, void: int, seed: int) -> AugmentedDataset | AugmentedStream:
     """Training samples with their augmentation; a stream is shuffled within a buffer, other data by the Trainer."""
     transforms = build_transforms(args.augmentation, ignore_index=void)
-    if not (isinstance(data, HubDataset) and args.streaming):
+    if not is_stream(data):
         return AugmentedDataset(data, transforms, seed)
     if args.shuffle_buffer_size:
         data = replace(data, rows=data.rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size))
@@ -266,9 +239,13 @@ def _augmented(data, args: DataArguments, void: int, seed: int) -> AugmentedData
 
 def _add_training_classes(processor: MaftPlusProcessor, data, args: ModelArguments) -> None:
     """The processor remembers the classes that are learnt, not those that a zero-shot setting hides."""
-    hidden, known = getattr(data, "hidden", ()), list(processor.training_classes or [])
-    learnt = [words for index, words in enumerate(_class_words(data.vocabulary, args)) if index not in hidden]
-    processor.training_classes = known + [words for words in learnt if words not in known]
+    hidden, classes = getattr(data, "hidden", ()), list(processor.training_classes or [])
+    known = {class_key(words) for words in classes}
+    for index, words in enumerate(_class_words(data.vocabulary, args)):
+        if index not in hidden and class_key(words) not in known:
+            classes.append(words)
+            known.add(class_key(words))
+    processor.training_classes = classes
 
 
 def build_processor(model_args: ModelArguments, data_args: DataArguments) -> MaftPlusProcessor:
@@ -332,75 +309,61 @@ def store_vocabulary(
             f"{tuple(rows.shape)}."
         )
     names = [[name] for name in vocabulary.names]
-    seen = find_seen_classes(names, processor.training_classes) if processor.training_classes else ()
+    both = [[name, *synonyms] for name, synonyms in zip(vocabulary.names, classes)]  # some go by synonyms alone
+    seen = find_seen_classes(both, processor.training_classes) if processor.training_classes else ()
     model.config.store_vocabulary(names, list(vocabulary.stuff or ()), np.flatnonzero(seen).tolist())
     model.vocabulary_embeds = F.normalize(rows, dim=-1)
 
 
 def find_checkpoint(args: MaftPlusTrainingArguments) -> str | None:
     """
-    The checkpoint to go on from: a path, or the newest of the output folder for `last`.
+    The checkpoint to go on from: a path, or the newest whole one of the output folder for `last`.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is none, or none that is whole.
+        ValueError: if the one that is named lacks something that its marker lists.
     """
-    if args.resume_from_checkpoint in (None, "", "False", "false"):
+    wanted = args.resume_from_checkpoint
+    if wanted in (None, "", False, "False", "false"):
         return None
-    if args.resume_from_checkpoint not in ("last", "True", "true"):
-        return args.resume_from_checkpoint
-    checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if checkpoint is None:
-        raise FileNotFoundError(f"{args.output_dir} holds no checkpoint to resume from.")
-    return checkpoint
+    if wanted in (True, "last", "True", "true"):
+        return str(last_whole_checkpoint(Path(args.output_dir)))
+    if not Path(wanted).is_dir():
+        raise FileNotFoundError(f"{wanted}: there is no such checkpoint.")
+    fault = checkpoint_fault(Path(wanted)) if (Path(wanted) / MARKER).exists() else None
+    if fault:
+        raise ValueError(f"{wanted} is no whole checkpoint: {fault}.")
+    return wanted
 
 
 def _class_words(vocabulary: VocabularyFile, args: ModelArguments) -> list[list[str]]:
     return vocabulary.prompts if args.use_synonyms else [[name] for name in vocabulary.names]
 
 
-def _eval_data(args: DataArguments) -> SegmentationDataset | None:
-    """What the trainer evaluates on; data of the Hub are for `--benchmarks`."""
-    name = args.eval_dataset or args.dataset
-    if name is not None and name.startswith(HUB):
-        if not args.benchmarks:
-            raise ValueError(f"Evaluate {name} with `--benchmarks {name}=VOCABULARY`, or name an `eval_dataset`.")
-        return None
-    return load_data(args, args.eval_split, name)
-
-
-def _evaluate(
+def _evaluate_data_sets(
     model, processor, data_args: DataArguments, args: MaftPlusTrainingArguments, arguments: list[str]
-) -> dict:
-    """Figures of `--benchmarks`, called `BENCHMARK_FIGURE`; the report lies in the output folder."""
-    evaluations = run_benchmarks(
-        model,
-        processor,
-        data_args,
-        lambda name: load_data(data_args, data_args.eval_split, name),
-        args.output_dir,
-        data_args.vocabulary,
-        data_args.eval_split,
-        shlex.join(["train/run.py", *arguments]),
-        data_args.max_eval_samples,
-        num_workers=args.dataloader_num_workers,
-        ignore_index=data_args.ignore_index,
-        do_reduce_labels=data_args.do_reduce_labels,
+) -> tuple[dict[str, float], list[Path]]:
+    """Figures of `--data_sets`, called `DATASET_FIGURE`, and the files of the report in the output folder."""
+    state, folder = process_state(), Path(args.output_dir)
+    evaluations = evaluate_data_sets(
+        ModelPredictor(model.to(state.device), processor),
+        [load_entry(entry, data_args) for entry in data_args.data_sets],
+        data_args.eval_tasks,
+        data_args.data_set_batch_size,
+        args.dataloader_num_workers,
+        save_predictions=folder / "predictions" if data_args.save_predictions else None,
+        num_examples=data_args.num_examples,
+        max_samples=data_args.max_eval_samples,
     )
-    return {f"{e.benchmark}_{name}": value for e in evaluations for name, value in scalar_figures(e.figures).items()}
+    facts = {"command": recorded_command(arguments), "model": getattr(model.config, "_name_or_path", "")}
+    written = write_report(evaluations, folder, **facts)
+    if state.is_main_process:
+        logger.warning("Evaluation on %d processes\n%s", state.num_processes, format_table(evaluations))
+    return _named_figures(evaluations), written
 
 
-def _counted_evaluation(model, processor, data: SegmentationDataset, args: DataArguments) -> CountedEvaluation:
-    vocabulary = data.vocabulary
-    seen = tuple(model.config.seen_ids or ()) or vocabulary.seen
-    return CountedEvaluation(
-        processor.image_processor,
-        vocabulary.num_labels,
-        data.task,
-        data.ignore_index,
-        stuff=vocabulary.stuff or (),
-        seen=None if seen is None or len(seen) == vocabulary.num_labels else seen,
-        do_compare_scores=args.do_compare_scores and model.config.proposer_config is None,
-    )
+def _named_figures(evaluations: list[Evaluation]) -> dict[str, float]:
+    return {f"{e.data_set}_{name}": value for e in evaluations for name, value in scalar_figures(e.figures).items()}
 
 
 def _teacher(args: ModelArguments) -> MaftPlusCLIPModel | None:
@@ -420,33 +383,44 @@ def _tokenizer(args: ModelArguments):
 
 def _write_results(
     arguments: list[str], metrics: dict[str, float], trainer: MaftPlusTrainer, data_args: DataArguments
-) -> None:
-    """`metrics.json`, the loss curves and the model card, into the output folder."""
-    folder = Path(trainer.args.output_dir)
+) -> list[Path]:
+    """`metrics.json`, the loss curves and the model card, into the output folder; returns what was written."""
+    folder, written = Path(trainer.args.output_dir), []
     folder.mkdir(parents=True, exist_ok=True)
     if metrics:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        written.append(folder / "metrics.json")
+        write_atomically(written[0], json.dumps(metrics, indent=2))
         logger.info("%s", json.dumps(metrics, indent=2))
     if trainer.args.do_train:
-        recipe = Path(arguments[0]).read_text(encoding="utf-8") if _is_recipe(arguments) else ""
-        write_card(folder, trainer, metrics, data_args, shlex.join(["python", "train/run.py", *arguments]), recipe)
+        recipe = recorded_recipe(Path(arguments[0])) if is_recipe(arguments) else ""
+        config = trainer.model.config
+        classes = [config.id2label[index] for index in range(len(config.id2label))]
+        stuff = [classes[index] for index in config.stuff_ids or ()]
+        written += write_card(folder, trainer, metrics, data_args, recorded_command(arguments), recipe, classes, stuff)
+    return written
 
 
-def _is_recipe(arguments: list[str]) -> bool:
-    return bool(arguments) and arguments[0].endswith((".yaml", ".yml"))
+def run(arguments: list[str] | None = None) -> int:
+    """`main` for a shell: what a user can cause is one line on stderr. Returns the exit code."""
+    try:
+        main(arguments)
+    except (ValueError, OSError, ImportError, NonFiniteLossError, SafetensorError) as error:
+        logger.debug("The whole story:", exc_info=True)
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        return USER_ERROR
+    return 0
 
 
-def _required(args: DataArguments, name: str) -> Any:
-    value = getattr(args, name)
-    if value is None:
-        raise ValueError(f"`{name}` is missing: `dataset={args.dataset}` needs it.")
-    return value
-
-
-def _parse_json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+def one_line(error: BaseException) -> str:
+    """An error's message without the traceback of the worker that it comes from, in one line."""
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:  # of a DataLoader's worker: the last line holds the message
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":
-    main()
-    process_state().destroy_process_group()  # its threads abort the process if they outlive the interpreter
+    try:
+        sys.exit(run())
+    finally:
+        process_state().destroy_process_group()  # its threads abort the process if they outlive the interpreter

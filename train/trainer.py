@@ -7,23 +7,32 @@ Which tensors train is decided by modules, and a test compares the list with tha
 
 import copy
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, speed_metrics
 from transformers.utils import logging
 
 from maftplus.classifier_maftplus import classification_logits
 from maftplus.loss_maftplus import NUM_IMAGES, count_targets
+from maftplus.train.checkpoints import disk_errors, mark_as_whole, remove_oldest
+from maftplus.train.evaluation.counting import panoptic_figures, semantic_figures
+from maftplus.train.evaluation.evaluate import CLIP, IN_VOCABULARY, Evaluation, ModelPredictor, count_predictions
 from maftplus.train.losses import compensation_loss, distillation_loss
 from maftplus.train.processes import process_state
 
 logger = logging.get_logger(__name__)
 
+SEMANTIC_KEYS = ("mean_iou", "mean_iou_present", "frequency_weighted_iou", "mean_accuracy", "overall_accuracy")
+SEEN_KEYS = ("seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou")
+PANOPTIC_KEYS = tuple(f"{key}{ending}" for ending in ("", "_things", "_stuff") for key in ("pq", "sq", "rq"))
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -44,6 +53,9 @@ class MaftPlusTrainingArguments(TrainingArguments):
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=2e-5, metadata={"help": "Decay of all but norms and embedding layers."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Train into a folder that holds a model; its old checkpoints are deleted."}
+    )
     max_grad_norm: float = field(default=0.01, metadata={"help": "Largest norm of the whole gradient."})
     lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Name of the schedule."})
     lr_scheduler_kwargs: dict | str | None = field(
@@ -54,7 +66,6 @@ class MaftPlusTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every trained tensor takes part in every step, so no search is needed."}
     )
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Metrics add up batch by batch."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -163,11 +174,12 @@ class MaftPlusTrainer(Trainer):
             The original CLIP. By default a copy of `model`'s CLIP when the trainer is built; so build the model from
             the *original* weights also when a run is resumed: `train(resume_from_checkpoint=...)` loads the trained
             ones afterwards. It is no part of the model and is never saved.
-        eval_collator (*optional*): Makes evaluation batches with `references` (`EvaluationCollator`).
+        do_compare_scores: Evaluation also counts by CLIP's class scores alone (`clip_...`) and by the segmenter's
+            alone (`in_vocabulary_...`).
         *args, **kwargs: As for `Trainer`.
     """
 
-    def __init__(self, *args, teacher: nn.Module | None = None, eval_collator: Any = None, **kwargs):
+    def __init__(self, *args, teacher: nn.Module | None = None, do_compare_scores: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         process_state()  # refuses processes that would train apart, into one folder
         if self.args.n_gpu > 1:
@@ -175,7 +187,11 @@ class MaftPlusTrainer(Trainer):
                 f"One process sees {self.args.n_gpu} GPUs, and masks cannot be split among them: start with "
                 "`accelerate launch`, which gives each GPU a process, or set CUDA_VISIBLE_DEVICES to one."
             )
-        self.eval_collator = eval_collator
+        self.do_compare_scores = do_compare_scores
+        self.save_total_limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # `_save_checkpoint` does it
         self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
         freeze_all_but_trainable(self.model)
         self._frozen = frozen_modules(self.model)
@@ -237,29 +253,38 @@ class MaftPlusTrainer(Trainer):
             self._loss_sums, self._num_summed = {}, 0
         super().log(logs, start_time)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Rows of counts of a batch (`compute_metrics` is a `CountedEvaluation`), in place of logits and labels."""
-        inputs = self._prepare_inputs(inputs)
-        references = inputs.pop("references")
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs)
-        rows = self.compute_metrics.rows(outputs, references).to(self.args.device)
-        return None, rows, torch.ones(len(references), device=self.args.device)
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """
+        Figures of a data set (default: the trainer's own) by the one evaluation loop, `evaluation/evaluate.py`.
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """As the Trainer's, which adds up counts batch by batch; the figures come from their sum."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        figures = {f"{metric_key_prefix}_{name}": value for name, value in self.compute_metrics.figures().items()}
-        return output._replace(metrics={**output.metrics, **figures})
+        The model scores with the words that it has stored. `ignore_keys` is the Trainer's and has no meaning here.
+        """
+        dataset, start = self.eval_dataset if eval_dataset is None else eval_dataset, time.time()
+        predict = ModelPredictor(self.model, self.processing_class, {}, self.compute_loss_context_manager)
+        counted = count_predictions(
+            predict,
+            dataset,
+            evaluation_kinds(dataset.task, self.do_compare_scores),
+            self.args.per_device_eval_batch_size,
+            self.args.dataloader_num_workers,
+        )
+        num_images = next(iter(counted.values())).num_images
+        figures = {"num_images": num_images, **evaluation_figures(counted, self.model.config.seen_ids)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        metrics.update(speed_metrics(metric_key_prefix, start, num_samples=num_images))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        """As the Trainer's, but with the collator for evaluation and every sample; training may drop the last ones."""
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_collator or collator, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+    def _save_checkpoint(self, model, trial):
+        """As the Trainer's; then the marker that makes the checkpoint count, and only then older ones are deleted."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with disk_errors(folder):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_as_whole(folder)
+            remove_oldest(folder.parent, self.save_total_limit, self.state.best_model_checkpoint)
 
     def _teacher_losses(self, inputs: dict[str, Any], outputs, counts: Tensor | None) -> dict[str, Tensor]:
         if self.teacher is None:
@@ -293,6 +318,34 @@ class MaftPlusTrainer(Trainer):
             value = value.detach().float()
             self._loss_sums[name] = self._loss_sums[name] + value if name in self._loss_sums else value
         self._num_summed += 1
+
+
+def evaluation_kinds(task: str, do_compare_scores: bool = False) -> dict[str, str]:
+    """What the Trainer counts, as `count_predictions` takes it: panoptic data also give semantic figures."""
+    tasks = ("semantic", "panoptic") if task == "panoptic" else ("semantic",)
+    prefixes = ("", CLIP, IN_VOCABULARY) if do_compare_scores else ("",)
+    return {prefix + task: task for task in tasks for prefix in prefixes}
+
+
+def evaluation_figures(counted: Mapping[str, Evaluation], seen_ids: Sequence[int] | None) -> dict[str, float]:
+    """
+    The figures that a Trainer logs, each behind the prefix of its kind.
+
+    Args:
+        counted: As `count_predictions` returns it.
+        seen_ids: Classes of training, for seen and unseen figures; without any the vocabulary's own split counts.
+    """
+    figures = {}
+    for kind, evaluation in counted.items():
+        vocabulary, prefix = evaluation.vocabulary, kind.removesuffix(evaluation.task)
+        seen = seen_ids or vocabulary.seen
+        seen = None if seen is None or len(seen) == vocabulary.num_labels else seen
+        if evaluation.task == "semantic":
+            values, keys = semantic_figures(evaluation.counts, seen), SEMANTIC_KEYS + (SEEN_KEYS if seen else ())
+        else:
+            values, keys = panoptic_figures(evaluation.counts, vocabulary.stuff or ()), PANOPTIC_KEYS
+        figures.update({prefix + key: float(values[key]) for key in keys})
+    return figures
 
 
 class EpochCallback(TrainerCallback):

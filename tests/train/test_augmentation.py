@@ -146,3 +146,10 @@ def test_an_annotation_of_another_size_is_an_error_that_names_the_picture():
 def test_an_unknown_transform_or_argument_is_an_error(entry, message):
     with pytest.raises(ValueError, match=message):
         build_transforms([entry])
+
+
+def test_the_collator_does_not_reduce_labels_that_the_data_set_has_reduced():
+    sample = {"name": "a", "image": np.zeros((8, 8, 3), np.uint8), "segmentation_map": np.zeros((8, 8), np.int32)}
+    processor = MaftPlusImageProcessorPil(do_reduce_labels=True)
+    batch = TrainingCollator(processor, 3)([{**sample, "point_seed": 0}])
+    assert batch["class_labels"][0].tolist() == [0]

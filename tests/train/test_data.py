@@ -1,177 +1,51 @@
-"""Benchmarks from disk: a small sample of every official layout, its bytes written from the format's description.
-
-Sources: PNG, W3C Recommendation (third edition), sections 5 and 11; MAT-files, "MAT-File Format" (MathWorks), level 5;
-COCO, cocodataset.org "Data format"; ADE20K, groups.csail.mit.edu/vision/datasets/ADE20K "R/10*256+G"; scene parsing
-challenge 2017 "R category, G instance"; VOC2012 development kit, "Segmentation"; PASCAL-Context, "LabelMap".
-"""
+"""Data sets from disk: raw annotations become training ids, bad files are named, nothing is prepared twice."""
 
 import json
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_set_tools import (
+    COLOUR,
+    LAYOUTS,
+    make_ade,
+    make_ade_panoptic,
+    make_coco_panoptic,
+    make_coco_stuff,
+    make_context_59,
+    make_context_459,
+    mat_bytes,
+    picture,
+    png_bytes,
+    write,
+)
 from PIL import Image
 
+from maftplus.train.data.hub import HubDataset, find_split, load_hub
 from maftplus.train.data.prepare import prepare, verify
 from maftplus.train.data.registry import (
-    BENCHMARKS,
-    HubDataset,
-    load_benchmark,
+    DATA_SETS,
+    label_table,
+    load_data_set,
     load_folder,
-    load_hub,
-    reduce_labels,
     semantic_labels,
     shrink,
+    void_and_unlabelled,
 )
-from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, with_prompts
+from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, map_ids, with_prompts
 
-GREY, COLOUR, PALETTE = 0, 2, 3  # PNG colour types
 WORDS = VocabularyFile("words", ("cat", "grass"), (("cat",), ("grass",)), (0, 1))
 
 
-def png_bytes(rows, colour_type: int = GREY, depth: int = 8, palette: bytes = b"") -> bytes:
-    """A PNG file: signature, IHDR, PLTE, one IDAT of unfiltered rows, IEND; numbers are big-endian."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    values = np.asarray(rows)
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour_type, 0, 0, 0)
-    data = b"".join(b"\0" + row.astype(">u2" if depth == 16 else ">u1").tobytes() for row in values)
-    parts = [chunk(b"IHDR", header), chunk(b"PLTE", palette) if palette else b"", chunk(b"IDAT", zlib.compress(data))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
-
-
-def mat_bytes(name: str, rows) -> bytes:
-    """A level 5 MAT-file with one uint16 matrix, stored column by column, little-endian, every element padded to 8."""
-
-    def element(kind: int, content: bytes) -> bytes:
-        return struct.pack("<II", kind, len(content)) + content + b"\0" * (-len(content) % 8)
-
-    values = np.asarray(rows)
-    matrix = element(6, struct.pack("<II", 11, 0)) + element(5, struct.pack("<ii", *values.shape))  # mxUINT16_CLASS
-    matrix += element(1, name.encode()) + element(4, values.T.astype("<u2").tobytes())
-    header = b"MATLAB 5.0 MAT-file".ljust(116) + b"\0" * 8 + struct.pack("<H", 0x0100) + b"IM"
-    return header + element(14, matrix)
-
-
-def write(path: Path, content: bytes | str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def picture(path: Path, height: int = 2, width: int = 3) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, height), (200, 100, 50)).save(path)
-    return path
-
-
-def make_ade(root: Path) -> list[list[int]]:
-    picture(root / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg")
-    write(
-        root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png", png_bytes([[0, 1, 2], [150, 13, 0]])
-    )
-    return [[255, 0, 1], [149, 12, 255]]
-
-
-def make_ade_full(root: Path) -> list[list[int]]:
-    folder = root / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
-    picture(folder / "ADE_val_00000001.jpg")
-    # wall is 2978 = 11 * 256 + 162, building 312 = 1 * 256 + 56; R is ten times the first, B is the instance
-    wall, building, unknown, nothing = (110, 162, 7), (10, 56, 0), (0, 1, 0), (0, 0, 0)
-    seg = np.array([[wall, building, unknown], [nothing, (119, 162, 1), wall]])
-    write(folder / "ADE_val_00000001_seg.png", png_bytes(seg, COLOUR))
-    write(folder / "ADE_val_00000001_parts_1.png", png_bytes(seg, COLOUR))
-    return [[0, 1, 65535], [65535, 0, 0]]
-
-
-def make_context_59(root: Path) -> list[list[int]]:
-    folder = root / "VOCdevkit/VOC2010"
-    picture(folder / "JPEGImages/2008_000002.jpg")
-    image = {"image_id": 2008000002, "file_name": "2008_000002.jpg", "height": 2, "width": 3, "phase": "val"}
-    # column by column: two zeros, three ones, one zero; compressed, numbers below 16 are the digit itself
-    compressed = {"image_id": 2008000002, "category_id": 2, "segmentation": {"size": [2, 3], "counts": "231"}}
-    listed = {"image_id": 2008000002, "category_id": 458, "segmentation": {"size": [2, 3], "counts": [5, 1]}}
-    other = {**image, "image_id": 7, "file_name": "2008_000007.jpg", "phase": "train"}
-    content = {"images": [image, other], "annos_segmentation": [compressed, listed], "categories": []}
-    write(folder / "trainval_merged.json", json.dumps(content))
-    return [[255, 0, 0], [255, 0, 58]]
-
-
-def make_context_459(root: Path) -> list[list[int]]:
-    folder = root / "VOCdevkit/VOC2010"
-    picture(folder / "JPEGImages/2008_000002.jpg")
-    write(folder / "trainval/2008_000002.mat", mat_bytes("LabelMap", [[0, 1, 2], [459, 284, 1]]))
-    write(folder / "ImageSets/SegmentationContext/val.txt", "2008_000002\n")
-    return [[65535, 0, 1], [458, 283, 0]]
-
-
-def make_voc(root: Path) -> list[list[int]]:
-    folder = root / "VOCdevkit/VOC2012"
-    picture(folder / "JPEGImages/2007_000033.jpg")
-    palette = bytes(range(256)) * 3
-    write(
-        folder / "SegmentationClass/2007_000033.png", png_bytes([[0, 1, 255], [20, 15, 0]], PALETTE, palette=palette)
-    )
-    write(folder / "ImageSets/Segmentation/val.txt", "2007_000033\n")
-    return [[255, 0, 255], [19, 14, 255]]
-
-
-def make_coco_stuff(root: Path, split: str = "val") -> list[list[int]]:
-    picture(root / f"coco/{split}2017/000000000139.jpg")
-    # PNG values are the official ids less one, with gaps: 12 is stop sign, number 11; all 11 gaps lie below 91
-    write(root / f"coco/stuffthingmaps/{split}2017/000000000139.png", png_bytes([[0, 12, 255], [181, 20, 123]]))
-    return [[0, 11, 255], [170, 19, 112]]
-
-
-def make_coco_panoptic(root: Path) -> list[list[int]]:
-    picture(root / "coco/val2017/000000000139.jpg")
-    # ids R + 256 G + 65536 B: 5, 517 = 5 + 2 * 256, 196608 = 3 * 65536
-    ids = np.array([[(5, 0, 0), (5, 2, 0), (5, 2, 0)], [(0, 0, 3), (0, 0, 0), (5, 0, 0)]])
-    write(root / "coco/annotations/panoptic_val2017/000000000139.png", png_bytes(ids, COLOUR))
-    segments = [(5, 1, 0, 2), (517, 17, 1, 2), (196608, 200, 0, 1)]
-    segments = [dict(zip(("id", "category_id", "iscrowd", "area"), segment)) for segment in segments]
-    annotation = {"image_id": 139, "file_name": "000000000139.png", "segments_info": segments}
-    write(root / "coco/annotations/panoptic_val2017.json", json.dumps({"annotations": [annotation]}))
-    return [[5, 517, 517], [196608, 0, 5]]
-
-
-def make_ade_panoptic(root: Path) -> list[list[int]]:
-    make_ade(root)
-    folder = root / "ADEChallengeData2016"
-    # red is the category of 100: 1 is bed (8 of 150), 4 is person (13); green the instance; a bed covers the building
-    instances = np.array([[(0, 0, 0), (0, 0, 0), (1, 1, 0)], [(0, 0, 0), (4, 2, 0), (0, 0, 0)]])
-    write(folder / "annotations_instance/validation/ADE_val_00000001.png", png_bytes(instances, COLOUR))
-    return [[0, 1, 3], [0, 4, 0]]  # the flag (150) is a thing without an instance
-
-
-LAYOUTS = {
-    "ade20k_150": make_ade,
-    "ade20k_847": make_ade_full,
-    "ade20k_572_275": make_ade_full,
-    "pascal_context_59": make_context_59,
-    "pascal_context_459": make_context_459,
-    "pascal_voc_20": make_voc,
-    "pascal_voc_15_5": make_voc,
-    "coco_stuff_171": make_coco_stuff,
-    "coco_stuff_156_15": make_coco_stuff,
-    "coco_panoptic": make_coco_panoptic,
-    "ade20k_panoptic": make_ade_panoptic,
-}
-
-
-def test_every_benchmark_of_the_registry_has_a_sample_here():
-    assert set(LAYOUTS) == set(BENCHMARKS)
+def test_every_data_set_of_the_registry_has_a_sample_here():
+    assert set(LAYOUTS) == set(DATA_SETS)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_raw_annotations_become_training_ids(name, tmp_path):
     expected = LAYOUTS[name](tmp_path)
     prepare(name, tmp_path, num_workers=1, progress=False)
-    dataset = load_benchmark(name, tmp_path)
+    dataset = load_data_set(name, tmp_path)
     sample = dataset[0]
     assert len(dataset) == 1
     assert sample["segmentation_map"].tolist() == expected
@@ -181,14 +55,14 @@ def test_raw_annotations_become_training_ids(name, tmp_path):
     assert "1 pictures of val, published are" in findings[0]
 
 
-def test_the_root_may_be_the_benchmarks_own_folder(tmp_path):
+def test_the_root_may_be_the_data_sets_own_folder(tmp_path):
     make_coco_stuff(tmp_path)
-    assert len(load_benchmark("coco_stuff_171", tmp_path / "coco")) == 1
+    assert len(load_data_set("coco_stuff_171", tmp_path / "coco")) == 1
 
 
 def test_panoptic_categories_become_training_ids_and_keep_crowds(tmp_path):
     make_coco_panoptic(tmp_path)
-    sample = load_benchmark("coco_panoptic", tmp_path)[0]
+    sample = load_data_set("coco_panoptic", tmp_path)[0]
     assert [(s["id"], s["label_id"], s["iscrowd"]) for s in sample["segments_info"]] == [
         (5, 0, 0),
         (517, 15, 1),
@@ -200,7 +74,7 @@ def test_panoptic_categories_become_training_ids_and_keep_crowds(tmp_path):
 def test_ade_panoptic_pastes_things_over_stuff_and_is_prepared_once(tmp_path):
     make_ade_panoptic(tmp_path)
     prepare("ade20k_panoptic", tmp_path, num_workers=1, progress=False)
-    sample = load_benchmark("ade20k_panoptic", tmp_path)[0]
+    sample = load_data_set("ade20k_panoptic", tmp_path)[0]
     labels = [(s["id"], s["label_id"], s["area"]) for s in sample["segments_info"]]
     assert labels == [(1, 0, 1), (2, 1, 1), (3, 7, 1), (4, 12, 1)]
     assert sample["image_id"] == "ADE_val_00000001"
@@ -218,7 +92,7 @@ def test_an_instance_with_two_categories_is_named(tmp_path):
 def test_ade_panoptic_says_that_it_must_be_prepared(tmp_path):
     make_ade(tmp_path)
     with pytest.raises(FileNotFoundError, match="maftplus prepare ade20k_panoptic"):
-        load_benchmark("ade20k_panoptic", tmp_path)
+        load_data_set("ade20k_panoptic", tmp_path)
 
 
 def test_prepared_context_maps_replace_the_json_and_serve_the_459_classes_list(tmp_path):
@@ -228,25 +102,25 @@ def test_prepared_context_maps_replace_the_json_and_serve_the_459_classes_list(t
     assert "0 maps written" in prepare("pascal_context_59", tmp_path, num_workers=1, progress=False)[1]
     (tmp_path / "VOCdevkit/VOC2010/trainval_merged.json").unlink()
     (tmp_path / "VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt").unlink()
-    assert load_benchmark("pascal_context_59", tmp_path)[0]["segmentation_map"].tolist() == expected
-    assert len(load_benchmark("pascal_context_459", tmp_path)) == 1
+    assert load_data_set("pascal_context_59", tmp_path)[0]["segmentation_map"].tolist() == expected
+    assert len(load_data_set("pascal_context_459", tmp_path)) == 1
 
 
 def test_training_pictures_that_are_void_everywhere_are_left_out_once_listed(tmp_path):
     make_coco_stuff(tmp_path, "train")
     picture(tmp_path / "coco/train2017/000000000009.jpg")
     write(tmp_path / "coco/stuffthingmaps/train2017/000000000009.png", png_bytes([[255] * 3] * 2))
-    assert len(load_benchmark("coco_stuff_171", tmp_path, "train")) == 2
+    assert len(load_data_set("coco_stuff_171", tmp_path, "train")) == 2
     prepare("coco_stuff_171", tmp_path, num_workers=1, progress=False)
-    assert [item.image_id for item in load_benchmark("coco_stuff_171", tmp_path, "train").items] == ["000000000139"]
+    assert [item.image_id for item in load_data_set("coco_stuff_171", tmp_path, "train").items] == ["000000000139"]
 
 
 def test_zero_shot_training_never_sees_an_unseen_class(tmp_path):
     make_coco_stuff(tmp_path, "train")
     make_coco_stuff(tmp_path, "val")
-    seen_only = load_benchmark("coco_stuff_156_15", tmp_path, "train")[0]["segmentation_map"]
+    seen_only = load_data_set("coco_stuff_156_15", tmp_path, "train")[0]["segmentation_map"]
     assert seen_only.tolist() == [[0, 11, 255], [170, 255, 255]]  # cow and grass are unseen
-    assert load_benchmark("coco_stuff_156_15", tmp_path, "val")[0]["segmentation_map"].tolist()[1] == [170, 19, 112]
+    assert load_data_set("coco_stuff_156_15", tmp_path, "val")[0]["segmentation_map"].tolist()[1] == [170, 19, 112]
 
 
 def test_large_ade_full_pictures_are_shrunk_to_a_short_side_of_512():
@@ -270,7 +144,8 @@ def test_a_folder_of_sixteen_bit_maps_with_65535_as_unlabelled(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int64"])
 def test_reducing_labels_keeps_254_and_255_apart(dtype):
-    reduced = reduce_labels(np.array([[0, 1, 2, 254, 255]]).astype(dtype), ignore_index=255)
+    many = VocabularyFile("many", *[tuple(map(str, range(254)))] * 2, tuple(range(254)))
+    reduced = map_ids(np.array([[0, 1, 2, 254, 255]]).astype(dtype), label_table(many, {255}, 255, True), -1)
     assert reduced.tolist() == [[255, 0, 1, 253, 255]]
 
 
@@ -336,7 +211,7 @@ def test_verify_compares_listed_segments_with_the_map(tmp_path):
     with pytest.raises(
         ValueError, match=r"000000000139\.png: the segment ids \[5\] are in the map but not in the list"
     ):
-        load_benchmark("coco_panoptic", tmp_path)[0]
+        load_data_set("coco_panoptic", tmp_path)[0]
 
 
 @pytest.mark.parametrize(
@@ -347,23 +222,23 @@ def test_a_bad_panoptic_json_is_named(content, message, tmp_path):
     make_coco_panoptic(tmp_path)
     write(tmp_path / "coco/annotations/panoptic_val2017.json", content)
     with pytest.raises(ValueError, match=rf"panoptic_val2017\.json: .*{message}"):
-        load_benchmark("coco_panoptic", tmp_path)
+        load_data_set("coco_panoptic", tmp_path)
 
 
 def test_a_mat_file_without_a_label_map_is_named(tmp_path):
     make_context_459(tmp_path)
     write(tmp_path / "VOCdevkit/VOC2010/trainval/2008_000002.mat", mat_bytes("Other", [[1]]))
     with pytest.raises(ValueError, match=r"2008_000002\.mat: no \.mat file with a `LabelMap`"):
-        load_benchmark("pascal_context_459", tmp_path)[0]
+        load_data_set("pascal_context_459", tmp_path)[0]
 
 
 def test_unknown_names_splits_and_roots_are_errors(tmp_path):
-    with pytest.raises(ValueError, match="No benchmark is called 'ade'; there are ade20k_150"):
-        load_benchmark("ade", tmp_path)
+    with pytest.raises(ValueError, match="No data set is called 'ade'; there are ade20k_150"):
+        load_data_set("ade", tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        load_benchmark("ade20k_150", tmp_path / "nowhere")
+        load_data_set("ade20k_150", tmp_path / "nowhere")
     with pytest.raises(ValueError, match='"train" or "val"'):
-        load_benchmark("ade20k_150", tmp_path, "test")
+        load_data_set("ade20k_150", tmp_path, "test")
 
 
 def hub_rows(labels=(0, 1, 255)):
@@ -390,7 +265,7 @@ def test_bad_hub_rows_are_named():
 
 
 def test_vocabularies_have_the_published_sizes_and_splits():
-    sizes = {name: load_vocabulary_file(row.vocabulary).num_labels for name, row in BENCHMARKS.items()}
+    sizes = {name: load_vocabulary_file(row.vocabulary).num_labels for name, row in DATA_SETS.items()}
     assert sizes["ade20k_847"] == 847
     assert sizes["pascal_context_459"] == 459
     assert sizes["coco_panoptic"] == 133
@@ -400,11 +275,11 @@ def test_vocabularies_have_the_published_sizes_and_splits():
     assert unseen == {"ade20k_847": 275, "coco_stuff_171": 15, "pascal_voc_20": 5}
     ade = load_vocabulary_file("ade20k_panoptic_150")
     assert (len(ade.things), len(ade.stuff)) == (100, 50)
-    assert all(load_vocabulary_file(row.vocabulary).source for row in BENCHMARKS.values())
+    assert all(load_vocabulary_file(row.vocabulary).source for row in DATA_SETS.values())
 
 
 def test_no_synonym_of_ours_is_another_class():
-    for name in {row.vocabulary for row in BENCHMARKS.values()}:
+    for name in {row.vocabulary for row in DATA_SETS.values()}:
         vocabulary = load_vocabulary_file(name)
         official = {part.strip() for names in vocabulary.names for part in names.split(",")}
         repeated = [word for word in vocabulary.repeated_names() if word not in official]
@@ -438,7 +313,7 @@ def test_a_bad_vocabulary_file_is_named(content, message, tmp_path):
         load_vocabulary_file(write(tmp_path / "words.txt", content))
 
 
-def test_prompts_of_a_file_replace_those_of_a_benchmark_class_by_class(tmp_path):
+def test_prompts_of_a_file_replace_those_of_a_data_set_class_by_class(tmp_path):
     voc = load_vocabulary_file("pascal_voc_20")
     other = load_vocabulary_file(write(tmp_path / "words.txt", "".join(f"{i}:word{i}\n" for i in range(20))))
     assert with_prompts(voc, other).classes[3] == ("word3",)
@@ -458,3 +333,96 @@ def test_a_local_folder_that_datasets_reads_is_a_hub_data_set_with_a_short_name(
     datasets.Dataset.from_list(hub_rows()).to_parquet(tmp_path / "blocks" / "train.parquet")
     hub = load_hub(str(tmp_path / "blocks"), "train", WORDS, streaming=True)
     assert (hub.name, len(list(hub))) == ("blocks", 5)
+
+
+def test_training_reads_sixteen_bit_and_float_pictures_as_inference_does(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 0]] * 2)
+    (pictures / "a.jpg").unlink()
+    values = np.array([[0, 12850, 65535]] * 2, dtype=np.uint16)  # 12850 = 50 * 257
+    Image.fromarray(values).save(pictures / "a.tif")
+    sixteen = np.asarray(load_folder(pictures, maps, WORDS)[0]["image"])
+    assert sixteen[..., 0].tolist() == [[0, 50, 255]] * 2
+    Image.fromarray(values.astype(np.float32) / 65535).save(pictures / "a.tif")
+    assert np.asarray(load_folder(pictures, maps, WORDS)[0]["image"])[..., 0].tolist() == [[0, 50, 255]] * 2
+
+
+def test_hub_pictures_are_read_as_inference_does():
+    rows = hub_rows()
+    rows[0]["image"] = Image.fromarray(np.full((2, 3), 12850, dtype=np.uint16))
+    assert np.asarray(next(iter(HubDataset("words", rows, WORDS)))["image"]).max() == 50
+
+
+def test_label_maps_that_collide_are_an_error(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 0]] * 2)
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(maps / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.png and a\.tif: which is the label map"):
+        load_folder(pictures, maps, WORDS)
+
+
+def test_what_is_ignored_is_so_even_if_a_class_has_its_number(tmp_path):
+    three = VocabularyFile("three", ("a", "b", "c"), (("a",), ("b",), ("c",)), (0, 1, 2))
+    folder = load_folder(*make_folder(tmp_path, [[0, 1, 2]] * 2), three, ignore_index=1)
+    rows = [{"image": Image.new("RGB", (3, 2)), "label": Image.fromarray(np.array([[0, 1, 2]] * 2, np.uint8))}]
+    options = dict(zip(("ignore_index", "unlabelled"), void_and_unlabelled(three, 1)))
+    for sample in (folder[0], next(iter(HubDataset("three", rows, three, **options)))):
+        assert sample["segmentation_map"].tolist() == [[0, 255, 2]] * 2
+
+
+def test_a_class_does_not_vanish_because_its_training_id_means_unlabelled_in_the_files(tmp_path):
+    from_one = VocabularyFile("from_one", ("a", "b"), (("a",), ("b",)), (1, 2))
+    folder = load_folder(*make_folder(tmp_path, [[0, 1, 2]] * 2), from_one, ignore_index=0)
+    assert folder[0]["segmentation_map"].tolist() == [[255, 0, 1]] * 2
+    assert folder.ignore_index == 255
+
+
+def test_label_maps_of_one_bit_are_read_and_of_floats_refused(tmp_path):
+    pictures, maps = make_folder(tmp_path, [[0, 1, 0]] * 2)
+    Image.fromarray(np.array([[False, True, False]] * 2)).save(maps / "a.png")
+    assert load_folder(pictures, maps, WORDS)[0]["segmentation_map"].tolist() == [[0, 1, 0]] * 2
+    (maps / "a.png").unlink()
+    Image.fromarray(np.zeros((2, 3), np.float32)).save(maps / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: a label map holds integers"):
+        load_folder(pictures, maps, WORDS)[0]
+
+
+def test_a_segment_that_is_listed_twice_is_named(tmp_path):
+    make_coco_panoptic(tmp_path)
+    path = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"].append({"id": 5, "category_id": 17})
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"000000000139\.png: the segment ids \[5\] are listed twice"):
+        load_data_set("coco_panoptic", tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"annotations": [{}]}',
+        b'{"annotations": 3}',
+        '{"a": "\u00e9"}'.encode("latin-1"),
+        "{}".encode("utf-16"),
+        b"[" * 99999,
+    ],
+)
+def test_annotation_files_that_cannot_be_read_are_named(content, tmp_path):
+    make_coco_panoptic(tmp_path)
+    write(tmp_path / "coco/annotations/panoptic_val2017.json", content)
+    with pytest.raises(ValueError, match=r"panoptic_val2017\.json"):
+        load_data_set("coco_panoptic", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["coco_stuff_171", "ade20k_panoptic", "ade20k_150"])
+def test_preparing_a_wrong_folder_is_an_error(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"holds nothing of {name}"):
+        prepare(name, tmp_path, num_workers=1, progress=False)
+
+
+@pytest.mark.parametrize("splits", [["train", "validation"], ["train", "test"], ["train", "val", "test"]])
+def test_the_evaluation_split_of_hub_data_goes_by_several_names(splits):
+    assert find_split("words", "val", splits) == splits[1]
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(ValueError, match="words has no split 'test'; it has train"):
+        find_split("words", "test", ["train"])

@@ -9,22 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_set_tools import make_coco_stuff, picture
 from PIL import Image
+from tiny_tools import tiny_model, tiny_processor
+from training_tools import write_folder_data
 from transformers import AutoModelForUniversalSegmentation, AutoProcessor
 
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.train.data.augmentation import build_transforms
+from maftplus.train.data.sources import load_data, load_eval_data
+from maftplus.train.options import DataArguments, ModelArguments, parse_arguments
 from maftplus.train.publish import MANIFEST
 from maftplus.train.run import (
-    DataArguments,
-    ModelArguments,
     _add_training_classes,
     build_processor,
     find_checkpoint,
-    load_data,
     main,
-    parse_arguments,
+    store_vocabulary,
 )
+from maftplus.vocabularies.files import VocabularyFile
 
 RECIPES = Path(__file__).parents[2] / "train" / "recipes"
 PUBLISHED = {  # learning rate, weight decay, rate of the trunk, pictures a step, steps
@@ -87,8 +90,8 @@ def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
 
 def test_one_command_trains_evaluates_and_leaves_what_it_would_push(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    options = {**_write_data(tmp_path), "output_dir": tmp_path / "out", "hub_model_id": "somebody/tiny"}
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    options = {**write_folder_data(tmp_path), "output_dir": tmp_path / "out", "hub_model_id": "somebody/tiny"}
+    given = _given(options)
     tiny = ["--max_steps", "2", "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true"]
     metrics = main([str(RECIPES / "overfit.yaml"), "--do_train", "--do_eval", "--push_to_hub", *given, *tiny])
     out = tmp_path / "out"
@@ -112,8 +115,8 @@ def test_one_command_trains_evaluates_and_leaves_what_it_would_push(tmp_path, mo
 
 
 def test_accelerate_launch_starts_processes_that_train_as_one(tmp_path):
-    options = {**_write_data(tmp_path), "output_dir": tmp_path / "out", "per_device_train_batch_size": 1}
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    options = {**write_folder_data(tmp_path), "output_dir": tmp_path / "out", "per_device_train_batch_size": 1}
+    given = _given(options)
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     script = [str(RECIPES.parent / "run.py"), str(RECIPES / "overfit.yaml"), "--do_train", "--use_cpu", *given]
     settings = {
@@ -130,7 +133,7 @@ def test_accelerate_launch_starts_processes_that_train_as_one(tmp_path):
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_data_of_the_hub_train_and_a_resumed_run_sees_the_same_pictures(tmp_path, streaming):
     datasets = pytest.importorskip("datasets")
-    files = _write_data(tmp_path)
+    files = write_folder_data(tmp_path)
     rows = [
         {"file_name": name, **{kind: Image.open(tmp_path / f"{kind}s" / name) for kind in ("image", "label")}}
         for name in ("0.png", "1.png")
@@ -139,7 +142,7 @@ def test_data_of_the_hub_train_and_a_resumed_run_sees_the_same_pictures(tmp_path
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
     options = {"dataset": f"hub:{tmp_path / 'data'}", "vocabulary": files["vocabulary"], "streaming": streaming}
     options.update(per_device_train_batch_size=1, save_strategy="steps", save_steps=2, logging_steps=1, max_steps=3)
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    given = _given(options)
     common = [str(RECIPES / "overfit.yaml"), "--do_train", "--use_cpu", "--disable_tqdm", "true", *given]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     main([*common, "--output_dir", str(whole)])
@@ -147,12 +150,12 @@ def test_data_of_the_hub_train_and_a_resumed_run_sees_the_same_pictures(tmp_path
     assert ("streamed" in (whole / "README.md").read_text()) == (streaming == "true")
     last = [json.loads((folder / "trainer_state.json").read_text())["log_history"][2] for folder in (whole, resumed)]
     assert last[0]["loss"] == pytest.approx(last[1]["loss"], rel=1e-5)
-    with pytest.raises(ValueError, match="--benchmarks hub:"):
-        main([*common, "--do_eval", "--output_dir", str(whole)])
+    found = main([*common, "--do_eval", "--eval_split", "train", "--overwrite_output_dir", "--output_dir", str(whole)])
+    assert found["eval_num_images"] == 2
 
 
 def test_classes_that_a_zero_shot_setting_hides_do_not_count_as_trained(tmp_path):
-    files = _write_data(tmp_path)
+    files = write_folder_data(tmp_path)
     files.pop("per_device_train_batch_size")
     model_args, data_args = ModelArguments(tokenizer_name_or_path="bytes"), DataArguments(dataset="folder", **files)
     data = replace(load_data(data_args, "train"), hidden=(1,))
@@ -162,18 +165,56 @@ def test_classes_that_a_zero_shot_setting_hides_do_not_count_as_trained(tmp_path
     assert [words[0] for words in processor.training_classes] == ["cat", "sky"]
 
 
-def _write_data(folder: Path) -> dict[str, Path]:
-    """Two pictures of 96 x 128 with label maps, and a vocabulary of three classes."""
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
-    labels = np.repeat(np.arange(3), 32)[:, None].repeat(128, 1).astype(np.uint8)
-    for index in range(2):
-        Image.fromarray(np.stack([labels * 60 + index] * 3, axis=-1)).save(folder / "images" / f"{index}.png")
-        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
-    (folder / "names.txt").write_text("cat,kitten\ngrass\nsky\n")
-    return {
-        "image_folder": folder / "images",
-        "label_folder": folder / "labels",
-        "vocabulary": folder / "names.txt",
-        "per_device_train_batch_size": 2,
-    }
+def test_fewer_pictures_than_a_batch_are_an_error(tmp_path):
+    given = _given({**write_folder_data(tmp_path), "output_dir": tmp_path / "out", "per_device_train_batch_size": 3})
+    with pytest.raises(ValueError, match="2 pictures are fewer than the 3 of a batch"):
+        main([str(RECIPES / "overfit.yaml"), "--do_train", "--use_cpu", *given])
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_may_have_pictures_of_its_own(tmp_path):
+    (tmp_path / "other").mkdir()
+    train, other = write_folder_data(tmp_path), write_folder_data(tmp_path / "other")
+    (other["image_folder"] / "1.png").unlink()
+    data = DataArguments(
+        dataset="folder",
+        eval_image_folder=other["image_folder"],
+        eval_label_folder=other["label_folder"],
+        **{key: train[key] for key in ("image_folder", "label_folder", "vocabulary")},
+    )
+    assert [len(load_data(data, "train")), len(load_eval_data(data))] == [2, 1]
+
+
+def test_max_train_samples_does_not_cut_evaluation_on_the_same_split(tmp_path):
+    make_coco_stuff(tmp_path)
+    picture(tmp_path / "coco/val2017/000000000140.jpg")
+    data = DataArguments(
+        dataset="coco_stuff_171", data_root=str(tmp_path), train_split="val", eval_split="val", max_train_samples=1
+    )
+    assert len(load_eval_data(data)) == 2
+
+
+def test_the_order_of_synonyms_makes_no_other_training_class(tmp_path):
+    files = write_folder_data(tmp_path)
+    files.pop("per_device_train_batch_size")
+    model_args, data_args = ModelArguments(tokenizer_name_or_path="bytes"), DataArguments(dataset="folder", **files)
+    processor = build_processor(model_args, data_args)
+    processor.training_classes = [["Kitten", "cat"]]
+    _add_training_classes(processor, load_data(data_args, "train"), model_args)
+    assert processor.training_classes == [["Kitten", "cat"], ["grass"], ["sky"]]
+
+
+def test_classes_with_embeddings_of_their_own_count_as_seen_by_any_of_their_names(tmp_path):
+    vocabulary = VocabularyFile("words", ("sky-other", "tree"), (("sky", "heaven"), ("tree",)), (0, 1))
+    np.save(tmp_path / "rows.npy", np.eye(2, 16, dtype=np.float32))
+    model_args = ModelArguments(tokenizer_name_or_path="bytes", class_embeddings=str(tmp_path / "rows.npy"))
+    model, processor = tiny_model(), tiny_processor()
+    processor.training_classes = [["sky", "heaven"]]
+    width = model.config.clip_config.projection_dim
+    np.save(tmp_path / "rows.npy", np.eye(2, width, dtype=np.float32))
+    store_vocabulary(model, processor, vocabulary, model_args)
+    assert model.config.seen_ids == [0]
+
+
+def _given(options: dict) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]

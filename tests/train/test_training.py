@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_tools import tiny_model, tiny_processor
 from training_tools import (
     CLASSES,
     Pictures,
@@ -266,3 +268,14 @@ def test_an_unannotated_picture_alone_is_a_batch_with_finite_losses(tmp_path):
     row = trainer.state.log_history[0]
     assert row["loss_ce"] > 0
     assert row["loss_mask"] == row["loss_dice"] == row["loss_mask_aware"] == 0
+
+
+def test_the_teacher_s_logits_know_the_classes_of_a_batch_s_own_words():
+    model, processor = tiny_model(), tiny_processor()
+    model.set_vocabulary(processor, ["wall"])
+    words = processor(text=["cat, kitten", "grass"], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(torch.zeros(2, 3, 64, 96), **words)
+        logits = MaftPlusTrainer._image_logits(SimpleNamespace(model=model), torch.randn(2, 16), outputs)
+    assert logits.shape == (2, 3)
+    assert logits.isfinite().all()

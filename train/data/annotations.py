@@ -1,4 +1,4 @@
-"""Raw annotations of the benchmarks, read as their authors publish them, and pictures.
+"""Raw annotations of the data sets, read as their authors publish them, and pictures.
 
 Sources (format descriptions): ADE20K, `index_ade20k` documentation ("R/10 * 256 + G is the class"); PASCAL-Context,
 `LabelMap` in one .mat a picture and the merged JSON with COCO run lengths; COCO panoptic, "id = R + 256 G + 256^2 B";
@@ -6,6 +6,7 @@ ADE20K instances (scene parsing challenge 2017), "R is the category of 100, G th
 Shapes: H x W the picture. Every reader names the file in its errors.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from maftplus.image_processing_maftplus import read_picture
+from maftplus.pictures.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -24,23 +28,26 @@ class Item:
     annotation: Path
     image_id: str | int
     extra: Any = None
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        """The picture's path in its data set, by default its file name."""
+        return self.name or self.image.name
 
 
 def open_image(path: Path) -> Image.Image:
     """
-    A picture, RGB, turned as its EXIF entry says.
+    A picture as inference sees it: RGB, 8 bits, turned as its EXIF entry says.
 
     Raises:
         FileNotFoundError, ValueError: if it is missing or cannot be read; the message names the file.
     """
-    return ImageOps.exif_transpose(_load(path)).convert("RGB")
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width, without decoding the picture."""
-    with _opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+    _require_file(path)
+    try:
+        return read_picture(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error.__cause__ or error}).") from error
 
 
 def read_label_png(path: Path) -> np.ndarray:
@@ -48,11 +55,20 @@ def read_label_png(path: Path) -> np.ndarray:
     Values of a one-channel image (H, W), 8 or 16 bits; of a palette image the indices, not the colours.
 
     Raises:
-        ValueError: if it has several channels.
+        ValueError: if it has several channels, or numbers that are no integers.
     """
-    labels = np.asarray(_load(path))
+    return as_labels(_load(path), path)
+
+
+def as_labels(picture: Any, where: str | Path) -> np.ndarray:
+    """A label map as an array of integers (H, W); of a map with one bit 0 and 1. Raises as `read_label_png`."""
+    labels = np.asarray(picture)
     if labels.ndim != 2:
-        raise ValueError(f"{path}: a label map has one channel, this has shape {labels.shape}.")
+        raise ValueError(f"{where}: a label map has one channel, this has shape {labels.shape}.")
+    if labels.dtype == bool:
+        return labels.astype(np.uint8)
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{where}: a label map holds integers, this holds numbers of type {labels.dtype}.")
     return labels
 
 
@@ -68,10 +84,17 @@ def read_panoptic_png(path: Path) -> np.ndarray:
     return red + 256 * green + 65536 * blue
 
 
-def write_panoptic_png(ids: np.ndarray, path: Path) -> None:
-    """Segment ids (H, W), below 256^3, as a COCO panoptic PNG."""
+def panoptic_colours(ids: np.ndarray) -> np.ndarray:
+    """Segment ids (H, W), below 256^3, as the pixels (H, W, 3) uint8 of a COCO panoptic PNG."""
     ids = np.asarray(ids)
-    Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)).save(path)
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
+def save_png(path: Path, values: np.ndarray) -> None:
+    """An array (H, W) or (H, W, 3) as a PNG that appears whole."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 def read_context_mat(path: Path) -> np.ndarray:
@@ -184,8 +207,8 @@ def read_json(path: Path) -> Any:
     """
     _require_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise ValueError(f"{path}: not a JSON file ({error}).") from error
 
 
@@ -207,18 +230,11 @@ def _require_file(path: Path) -> None:
         raise FileNotFoundError(f"{path} does not exist.")
 
 
-def _opened(path: Path) -> Image.Image:
+def _load(path: Path) -> Image.Image:
     _require_file(path)
     try:
-        return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}).") from error
-
-
-def _load(path: Path) -> Image.Image:
-    image = _opened(path)
-    try:
+        image = Image.open(path)
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}).") from error
+    except Exception as error:  # decoders raise anything, from struct.error to AttributeError
+        raise ValueError(f"{path}: cannot be read as a picture ({error or type(error).__name__}).") from error
     return image

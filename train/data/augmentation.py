@@ -237,6 +237,7 @@ class TrainingCollator:
             segmentation_maps=[sample["segmentation_map"] for sample in samples],
             instance_id_to_semantic_id=id_maps if "segments_info" in samples[0] else None,
             ignore_index=self.ignore_index,
+            do_reduce_labels=False,  # the data set has done so, whatever the saved processor does
             do_resize=False,
             return_tensors="pt",
         )

@@ -1,6 +1,6 @@
-"""Where the benchmarks keep their files, as their authors publish them, and how one annotation of each is read.
+"""Where the data sets keep their files, as their authors publish them, and how one annotation of each is read.
 
-A layout takes the benchmark's folder and a split ("train" or "val") and returns items; a reader takes an item and
+A layout takes the data set's folder and a split ("train" or "val") and returns items; a reader takes an item and
 returns the raw label map (H, W), or segment ids and `segments_info` for panoptic annotations.
 """
 
@@ -29,10 +29,10 @@ def ade_items(folder: Path, split: str, labels: str = "annotations/{split}") -> 
 
 def ade_full_items(folder: Path, split: str) -> list[Item]:
     """`*_seg.png` beside their pictures, in a tree of scenes below `training` or `validation`."""
-    found = sorted((folder / "images").rglob("*_seg.png"))
-    found = [path for path in found if SPLITS[split] in path.relative_to(folder).parts]
-    stems = [path.name.removesuffix("_seg.png") for path in found]
-    return [Item(path.with_name(f"{stem}.jpg"), path, stem) for path, stem in zip(found, stems)]
+    maps = sorted((folder / "images").rglob("*_seg.png"))
+    maps = [path for path in maps if SPLITS[split] in path.relative_to(folder).parts]
+    stems = [path.name.removesuffix("_seg.png") for path in maps]
+    return [Item(path.with_name(f"{stem}.jpg"), path, stem) for path, stem in zip(maps, stems)]
 
 
 def voc_items(folder: Path, split: str) -> list[Item]:
@@ -111,13 +111,17 @@ def coco_panoptic_items(json_file: Path, images: Path, maps: Path) -> list[Item]
     content = annotations.read_json(json_file)
     if not isinstance(content, dict) or "annotations" not in content:
         raise ValueError(f"{json_file}: no COCO panoptic JSON; it lacks `annotations`.")
-    names = {image["id"]: image["file_name"] for image in content.get("images", [])}
-    items = []
-    for annotation in content["annotations"]:
-        name = names.get(annotation["image_id"], f"{Path(annotation['file_name']).stem}.jpg")
-        path = maps / annotation["file_name"]
-        items.append(Item(images / name, path, annotation["image_id"], annotation["segments_info"]))
-    return items
+    try:
+        names = {image["id"]: image["file_name"] for image in content.get("images", [])}
+        return [_panoptic_item(annotation, names, images, maps) for annotation in content["annotations"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{json_file}: no COCO panoptic JSON; an entry lacks {error}.") from error
+
+
+def _panoptic_item(annotation: dict[str, Any], names: dict[Any, str], images: Path, maps: Path) -> Item:
+    name = names.get(annotation["image_id"], f"{Path(annotation['file_name']).stem}.jpg")
+    path = maps / annotation["file_name"]
+    return Item(images / name, path, annotation["image_id"], annotation["segments_info"], name)
 
 
 def read_labels(item: Item) -> np.ndarray:
@@ -152,4 +156,8 @@ def _read_list(path: Path) -> list[str]:
     """First word of every line; VOC's lists may carry more columns."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
-    return [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: a list of pictures is UTF-8, this is not ({error}).") from error
+    return [Path(line.split()[0]).stem for line in lines if line.strip()]

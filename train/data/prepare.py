@@ -5,7 +5,7 @@
 
 `ade20k_panoptic` gets its panoptic PNGs and JSON, `pascal_context_59` a label PNG a picture (its JSON of a few hundred
 megabytes can be read directly, but slowly), COCO-Stuff the list of training pictures that are void everywhere. All
-other benchmarks are read as they are.
+other data sets are read as they are.
 """
 
 import json
@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from maftplus.pictures.files import write_atomically
 from maftplus.train.data import annotations
 from maftplus.train.data.layouts import SPLITS, context_59_raw_items, mirrored_items
-from maftplus.train.data.registry import SegmentationDataset, benchmark_folder, find_row, ignore_value, load_benchmark
+from maftplus.train.data.registry import SegmentationDataset, data_set_folder, find_row, ignore_value, load_data_set
 from maftplus.vocabularies.files import load_vocabulary_file, map_ids, raw_to_training
 
+SKIPPED = "skipped."
 CHUNK = 32  # pictures a task of a worker
 SOME_PROBLEMS = 1000  # of one split; more are only counted
 
 
 def prepare(name: str, root: str | Path, num_workers: int | None = None, progress: bool = True) -> list[str]:
     """
-    Convert one benchmark below `root`, in parallel.
+    Convert one data set below `root`, in parallel.
 
     Args:
         num_workers: Processes; default: one a core.
@@ -42,7 +43,7 @@ def prepare(name: str, root: str | Path, num_workers: int | None = None, progres
     Raises:
         FileNotFoundError, ValueError: if raw files are missing or unreadable; the message names the file.
     """
-    folder = benchmark_folder(name, root)
+    folder = data_set_folder(name, root)
     steps = {
         "ade20k_panoptic": _prepare_ade_panoptic,
         "pascal_context_59": _prepare_context_59,
@@ -50,12 +51,28 @@ def prepare(name: str, root: str | Path, num_workers: int | None = None, progres
         "coco_stuff_156_15": _prepare_coco_stuff,
     }
     if name not in steps:
+        _require_some_split(name, root)
         return [f"{name}: nothing to prepare, its annotations are read as published."]
 
     def run(function: Callable, tasks: Sequence[Any]) -> list[Any]:
         return list(_in_parallel(function, tasks, num_workers, f"prepare {name}" if progress else None))
 
-    return [steps[name](folder, split, run) for split in SPLITS]
+    done = [steps[name](folder, split, run) for split in SPLITS]
+    if all(line.endswith(SKIPPED) for line in done):
+        raise FileNotFoundError(f"{folder} holds nothing of {name}: " + " ".join(done))
+    return done
+
+
+def _require_some_split(name: str, root: str | Path) -> None:
+    """Raises FileNotFoundError where `root` holds no split of the data set."""
+    reasons = []
+    for split in SPLITS:
+        try:
+            load_data_set(name, root, split)
+            return
+        except FileNotFoundError as error:
+            reasons.append(str(error))
+    raise FileNotFoundError(f"{root} holds nothing of {name}: {' '.join(reasons)}")
 
 
 def verify(
@@ -77,14 +94,14 @@ def verify(
 
 def _verify_split(name: str, root: str | Path, split: str, num_workers: int | None, progress: bool) -> list[str]:
     try:
-        dataset = load_benchmark(name, root, split)
+        dataset = load_data_set(name, root, split)
     except (OSError, ValueError) as error:
         return [str(error)]
     findings = []
     published = find_row(name).num_images.get(split)
     if published is not None and len(dataset) != published:
         findings.append(
-            f"{benchmark_folder(name, root)}: {len(dataset)} pictures of {split}, published are {published}."
+            f"{data_set_folder(name, root)}: {len(dataset)} pictures of {split}, published are {published}."
         )
     chunks = [replace(dataset, items=dataset.items[i : i + CHUNK]) for i in range(0, len(dataset), CHUNK)]
     label = f"verify {name} {split}" if progress else None
@@ -132,7 +149,7 @@ def _check_segments(labels: dict[str, Any], path: Path) -> Iterator[str]:
 def _prepare_ade_panoptic(folder: Path, split: str, run: Callable) -> str:
     json_file, maps = folder / f"ade20k_panoptic_{split}.json", folder / f"ade20k_panoptic_{split}"
     if not (folder / "images" / SPLITS[split]).is_dir():
-        return f"{split}: no pictures in {folder / 'images' / SPLITS[split]}, skipped."
+        return f"{split}: no pictures in {folder / 'images' / SPLITS[split]}, {SKIPPED}"
     items = mirrored_items(folder, SPLITS[split], "images/{split}", "annotations/{split}")
     if json_file.is_file() and all((maps / item.annotation.name).is_file() for item in items):
         return f"{split}: {json_file} is complete."
@@ -147,7 +164,7 @@ def _prepare_ade_panoptic(folder: Path, split: str, run: Callable) -> str:
     ]
     images, segments = zip(*records) if records else ((), ())
     content = {"images": images, "annotations": segments, "categories": categories}
-    _write(json_file, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+    write_atomically(json_file, json.dumps(content))
     return f"{split}: wrote {json_file} and {len(records)} maps."
 
 
@@ -162,7 +179,7 @@ def _convert_ade_panoptic(jobs: list[tuple]) -> list[tuple[dict[str, Any], dict[
             ids, segments = annotations.combine_ade_panoptic(semantic, instances, things)
         except ValueError as error:
             raise ValueError(f"{instance_file}: {error}") from error
-        _write(output, lambda path, ids=ids: annotations.write_panoptic_png(ids, path))
+        annotations.save_png(output, annotations.panoptic_colours(ids))
         height, width = ids.shape
         image = {"id": item.image_id, "file_name": item.image.name, "height": height, "width": width}
         records.append((image, {"image_id": item.image_id, "file_name": output.name, "segments_info": segments}))
@@ -197,7 +214,7 @@ def _convert_context_59(jobs: list[tuple]) -> int:
     for image, masks, output in jobs:
         merged = annotations.MergedJson(Path(image["file_name"]), {0: image}, {0: masks})
         labels = map_ids(merged.read(0), kept, 0).astype(np.uint16)
-        _write(output, lambda path, labels=labels: Image.fromarray(labels).save(path))
+        annotations.save_png(output, labels)
     return len(jobs)
 
 
@@ -206,10 +223,10 @@ def _prepare_coco_stuff(folder: Path, split: str, run: Callable) -> str:
     if output.is_file():
         return f"{split}: {output} is there."
     if not (folder / f"{split}2017").is_dir():
-        return f"{split}: no pictures in {folder / f'{split}2017'}, skipped."
+        return f"{split}: no pictures in {folder / f'{split}2017'}, {SKIPPED}"
     items = mirrored_items(folder, f"{split}2017", "{split}", "stuffthingmaps/{split}")
     void = [stem for chunk in run(_find_void, _chunks([item.annotation for item in items])) for stem in chunk]
-    _write(output, lambda path: path.write_text("".join(f"{stem}\n" for stem in void)))
+    write_atomically(output, "".join(f"{stem}\n" for stem in void))
     return f"{split}: {len(void)} of {len(items)} pictures are void everywhere, listed in {output}."
 
 
@@ -235,10 +252,3 @@ def _in_parallel(
         return
     with ProcessPoolExecutor(num_workers) as pool:
         yield from tqdm(pool.map(function, tasks), **bar)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `path` and rename: what exists is whole."""
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    write(temporary)
-    temporary.replace(path)

@@ -1,24 +1,23 @@
-"""Data for training and evaluation: the registry of benchmarks, folders, Hub data sets and COCO panoptic JSON.
+"""Data sets on disk for training and evaluation: the registry, folders, and COCO panoptic JSON (`hub.py`: the Hub's).
 
-    dataset = load_benchmark("ade20k_150", "datasets", split="val")
+    dataset = load_data_set("ade20k_150", "datasets", split="val")
     sample = dataset[0]    # name, image_id, image, segmentation_map, segments_info (panoptic)
 
-One row of `BENCHMARKS` is one benchmark: its vocabulary, its official layout on disk and how its annotations are read.
+One row of `DATA_SETS` is one data set: its vocabulary, its official layout on disk and how its annotations are read.
 Raw annotations are read as they were published; `maftplus verify NAME ROOT` says what is missing or wrong.
 Shapes: H x W the picture; label maps hold training ids 0..K-1 and `ignore_index`, id maps segment ids and 0 for void.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch.nn import functional as F
 
 from maftplus.train.data import annotations
 from maftplus.train.data.annotations import Item
@@ -40,7 +39,7 @@ from maftplus.train.data.layouts import (
     read_labels,
     voc_items,
 )
-from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, map_ids, raw_to_training
+from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, map_ids
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 UNKNOWN = -1  # what an id outside the vocabulary maps to until it is reported
@@ -48,7 +47,7 @@ Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class DataSetRow:
     """
     One row of the registry.
 
@@ -82,8 +81,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
     """
     Samples of one data set, read when asked for.
 
-    `dataset[i]` is a dictionary: `name` (file name, what errors and predictions call it), `image_id`, `image` (RGB),
-    `segmentation_map` (H, W) int32, and for panoptic tasks `segments_info` (`id`, `label_id`,
+    `dataset[i]` is a dictionary: `name` (its path in the data set, what errors and predictions call it), `image_id`,
+    `image` (RGB), `segmentation_map` (H, W) int32, and for panoptic tasks `segments_info` (`id`, `label_id`,
     `iscrowd`, perhaps `area`).
 
     Raises (when a sample is read):
@@ -100,22 +99,25 @@ class SegmentationDataset(torch.utils.data.Dataset):
     unlabelled: frozenset[int] | None = frozenset()
     max_short_side: int | None = None
     hidden: tuple[int, ...] = ()
+    do_reduce_labels: bool = False
     table: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self):
-        self.table = raw_to_training(self.vocabulary.raw_ids)
-        for value in self.unlabelled or ():
-            self.table.setdefault(value, self.ignore_index)
-        for label in self.hidden:
-            self.table[self.vocabulary.raw_ids[label]] = self.ignore_index
+        unlabelled = self.unlabelled or ()
+        self.table = label_table(self.vocabulary, unlabelled, self.ignore_index, self.do_reduce_labels, self.hidden)
 
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def sample_names(self) -> list[str]:
+        """What every sample is called: its picture's path in the data set."""
+        return [item.called for item in self.items]
+
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
         image = annotations.open_image(item.image)
-        sample = {"name": item.image.name, "image_id": item.image_id, **self.read_labels(index)}
+        sample = {"name": item.called, "image_id": item.image_id, **self.read_labels(index)}
         _require_same_size(image, sample["segmentation_map"], item)
         if self.max_short_side is not None:
             image, sample["segmentation_map"] = shrink(image, sample["segmentation_map"], self.max_short_side)
@@ -131,19 +133,19 @@ class SegmentationDataset(torch.utils.data.Dataset):
         other = self.ignore_index if self.unlabelled is None else UNKNOWN
         labels = map_ids(self.read(item), self.table, other)
         if (labels == UNKNOWN).any():
-            raise ValueError(f"{item.annotation}: {_unknown_ids(self.read(item), labels, self.vocabulary)}")
+            raise ValueError(f"{item.annotation}: {name_unknown_ids(self.read(item), labels, self.vocabulary)}")
         return {"segmentation_map": labels}
 
 
-def load_benchmark(name: str, root: str | Path, split: str = "val") -> SegmentationDataset:
+def load_data_set(name: str, root: str | Path, split: str = "val") -> SegmentationDataset:
     """
-    A benchmark from its official layout below `root` (or from `root` itself).
+    A data set from its official layout below `root` (or from `root` itself).
 
     Raises:
         ValueError: if `name` is not in the registry or `split` is neither `"train"` nor `"val"`.
         FileNotFoundError: if the layout is not there; the message says what was looked for.
     """
-    row, folder = find_row(name), benchmark_folder(name, root)
+    row, folder = find_row(name), data_set_folder(name, root)
     if split not in SPLITS:
         raise ValueError(f'`split` must be "train" or "val", got {split!r}.')
     items = row.layout(folder, split)
@@ -157,15 +159,15 @@ def load_benchmark(name: str, root: str | Path, split: str = "val") -> Segmentat
     return SegmentationDataset(name, row.task, vocabulary, items, row.read, ignore_value(vocabulary), **options)
 
 
-def find_row(name: str) -> Benchmark:
+def find_row(name: str) -> DataSetRow:
     """The registry's row called `name`."""
-    if name not in BENCHMARKS:
-        raise ValueError(f"No benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
+    if name not in DATA_SETS:
+        raise ValueError(f"No data set is called {name!r}; there are {', '.join(DATA_SETS)}.")
+    return DATA_SETS[name]
 
 
-def benchmark_folder(name: str, root: str | Path) -> Path:
-    """The benchmark's folder below `root`, or `root` where that folder is `root` itself."""
+def data_set_folder(name: str, root: str | Path) -> Path:
+    """The data set's folder below `root`, or `root` where that folder is `root` itself."""
     below = Path(root) / find_row(name).folder
     folder = below if below.is_dir() else Path(root)
     if not folder.is_dir():
@@ -192,13 +194,13 @@ def load_folder(
     Raises:
         FileNotFoundError: if a folder holds no picture, or a picture has no label map.
     """
-    maps = {path.stem: path for path in list_files(labels, IMAGE_ENDINGS)}
+    maps = _label_maps(labels)
     items = [_folder_item(path, maps, labels) for path in list_files(images, IMAGE_ENDINGS)]
     if not items:
         raise FileNotFoundError(f"{images} holds no picture ({', '.join(IMAGE_ENDINGS)}).")
-    ignore_index = ignore_value(vocabulary) if ignore_index is None else ignore_index
-    read = partial(_read_folder_labels, ignore_index=ignore_index, do_reduce_labels=do_reduce_labels)
-    return SegmentationDataset(name, "semantic", vocabulary, items, read, ignore_index, frozenset({ignore_index}))
+    void, unlabelled = void_and_unlabelled(vocabulary, ignore_index)
+    options = {"unlabelled": unlabelled, "do_reduce_labels": do_reduce_labels}
+    return SegmentationDataset(name, "semantic", vocabulary, items, read_labels, void, **options)
 
 
 def load_coco_panoptic(
@@ -213,84 +215,41 @@ def load_coco_panoptic(
     return SegmentationDataset(name, "panoptic", vocabulary, items, read_coco_panoptic, ignore_value(vocabulary))
 
 
-@dataclass
-class HubDataset(torch.utils.data.IterableDataset):
-    """
-    Samples of a `datasets` data set (or stream) with a picture and a label map a row, in the form of
-    `SegmentationDataset`: one after the other, shared out among processes (`samples`), or, but for streams, by index.
-    """
-
-    name: str
-    rows: Iterable[Mapping[str, Any]]
-    vocabulary: VocabularyFile
-    image_column: str = "image"
-    label_column: str = "label"
-    ignore_index: int = 255
-    do_reduce_labels: bool = False
-    task: str = "semantic"
-
-    def __iter__(self) -> Iterator[Sample]:
-        return self.samples()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, self.rows[index])
-
-    def samples(self, rank: int = 0, world: int = 1, max_samples: int | None = None) -> Iterator[Sample]:
-        """Every `world`-th sample from `rank` on, of the first `max_samples`."""
-        if hasattr(self.rows, "__len__"):  # not a stream: only its own rows are decoded
-            for index in range(rank, min(len(self.rows), max_samples or len(self.rows)), world):
-                yield self.sample(index, self.rows[index])
-            return
-        for index, row in enumerate(islice(self.rows, max_samples)):
-            if index % world == rank:
-                yield self.sample(index, row)
-
-    def sample(self, index: int, row: Mapping[str, Any]) -> Sample:
-        """One row as a sample; rows are called by their `image_id` or `file_name` column, or by number."""
-        for column in (self.image_column, self.label_column):
-            if column not in row:
-                raise ValueError(f"{self.name} has the columns {sorted(row)}, not {column!r}; name them.")
-        identity = row.get("file_name", row.get("image_id", index))
-        where = f"{self.name}, row {identity}"
-        raw = reduce_labels(np.asarray(row[self.label_column]), self.ignore_index, self.do_reduce_labels)
-        if raw.ndim != 2:
-            raise ValueError(f"{where}: a label map has one channel, this has shape {raw.shape}.")
-        table = {**raw_to_training(self.vocabulary.raw_ids), self.ignore_index: self.ignore_index}
-        labels = map_ids(raw, table, UNKNOWN)
-        if (labels == UNKNOWN).any():
-            raise ValueError(f"{where}: {_unknown_ids(raw, labels, self.vocabulary)}")
-        image = row[self.image_column].convert("RGB")
-        if labels.shape != (image.height, image.width):
-            raise ValueError(f"{where}: the picture is {image.height} x {image.width}, its labels are {labels.shape}.")
-        return {"name": str(identity), "image_id": identity, "image": image, "segmentation_map": labels}
-
-
-def load_hub(name: str, split: str, vocabulary: VocabularyFile, streaming: bool = False, **options: Any) -> HubDataset:
-    """A data set of the Hub or of a local folder that `datasets.load_dataset` reads; `options` as for `HubDataset`."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError("Hub data sets need the `datasets` library: pip install maftplus[train]") from error
-    if options.get("ignore_index") is None:
-        options["ignore_index"] = ignore_value(vocabulary)
-    short_name = Path(name).name if Path(name).exists() else name.replace("/", "_")  # reports are files of this name
-    return HubDataset(short_name, load_dataset(name, split=split, streaming=streaming), vocabulary, **options)
-
-
 def ignore_value(vocabulary: VocabularyFile) -> int:
     """255, or 65535 where 255 could be a class."""
     return 255 if vocabulary.num_labels <= 255 else 65535
 
 
-def reduce_labels(labels: np.ndarray, ignore_index: int, do_reduce_labels: bool = True) -> np.ndarray:
-    """0 becomes `ignore_index`, every other value one less; `ignore_index` stays, whatever the integer type."""
-    if not do_reduce_labels:
-        return labels
-    wide = labels.astype(np.int64)
-    return np.where((wide == 0) | (wide == ignore_index), ignore_index, wide - 1)
+def void_and_unlabelled(vocabulary: VocabularyFile, ignore_index: int | None) -> tuple[int, frozenset[int]]:
+    """
+    What unlabelled pixels hold in training maps, and which values of raw maps mean unlabelled.
+
+    Both are `ignore_index` (default `ignore_value`), unless it is the training id of a class: that class must not
+    vanish because 0, say, means unlabelled in the files.
+    """
+    usual = ignore_value(vocabulary)
+    raw = usual if ignore_index is None else ignore_index
+    return usual if 0 <= raw < vocabulary.num_labels else raw, frozenset({raw})
+
+
+def label_table(
+    vocabulary: VocabularyFile,
+    unlabelled: Iterable[int],
+    void: int,
+    do_reduce_labels: bool = False,
+    hidden: Iterable[int] = (),
+) -> dict[int, int]:
+    """
+    Training id of every raw value. What means unlabelled does so even if a class has the same number.
+
+    Args:
+        unlabelled: Raw values that become `void`.
+        do_reduce_labels: 0 becomes `void`, every other value counts down by one before it is looked up.
+        hidden: Training ids that become `void`.
+    """
+    hidden, shift = set(hidden), int(do_reduce_labels)
+    table = {raw + shift: void if index in hidden else index for index, raw in enumerate(vocabulary.raw_ids)}
+    return {**table, **dict.fromkeys(unlabelled, void), **({0: void} if do_reduce_labels else {})}
 
 
 def semantic_labels(sample: Sample, ignore_index: int) -> np.ndarray:
@@ -321,9 +280,12 @@ def listed_segments(
     `segments_info` with training ids.
 
     Raises:
-        ValueError: on a category outside the vocabulary or an id of the map that is not listed.
+        ValueError: on a category outside the vocabulary, an id that is listed twice, or one of the map that is not.
     """
     listed = []
+    twice = [name for name, count in Counter(segment["id"] for segment in segments).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where}: the segment ids {twice[:5]} are listed twice.")
     for segment in segments:
         if segment["category_id"] not in table:
             raise ValueError(f"{where}: segment {segment['id']} has the unknown category {segment['category_id']}.")
@@ -341,8 +303,16 @@ def _folder_item(image: Path, maps: dict[str, Path], labels: str | Path) -> Item
     return Item(image, maps[image.stem], image.stem)
 
 
-def _read_folder_labels(item: Item, ignore_index: int, do_reduce_labels: bool) -> np.ndarray:
-    return reduce_labels(annotations.read_label_png(item.annotation), ignore_index, do_reduce_labels)
+def _label_maps(folder: str | Path) -> dict[str, Path]:
+    """Label maps by stem. Raises ValueError if two have the same, as `a.png` and `a.tif`."""
+    maps: dict[str, Path] = {}
+    for path in list_files(folder, IMAGE_ENDINGS):
+        if path.stem in maps:
+            raise ValueError(
+                f"{folder} holds {maps[path.stem].name} and {path.name}: which is the label map? Remove one."
+            )
+        maps[path.stem] = path
+    return maps
 
 
 def _require_same_size(image: Image.Image, labels: np.ndarray, item: Item) -> None:
@@ -353,10 +323,10 @@ def _require_same_size(image: Image.Image, labels: np.ndarray, item: Item) -> No
         )
 
 
-def _unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: VocabularyFile) -> str:
-    found = np.unique(raw[labels == UNKNOWN]).tolist()
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    return f"the ids {', '.join(map(str, found[:5]))}{more} are not in the vocabulary {vocabulary.name}."
+def name_unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: VocabularyFile) -> str:
+    ids = np.unique(raw[labels == UNKNOWN]).tolist()
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f"the ids {', '.join(map(str, ids[:5]))}{more} are not in the vocabulary {vocabulary.name}."
 
 
 ADE_COUNTS = {"train": 20210, "val": 2000}
@@ -366,32 +336,32 @@ VOC_COUNTS = {"train": 10582, "val": 1449}
 ADE, ADE_FULL, COCO = "ADEChallengeData2016", "ADE20K_2021_17_01", "coco"
 VOC_2010, VOC_2012 = "VOCdevkit/VOC2010", "VOCdevkit/VOC2012"
 
-_ADE_FULL = Benchmark(
+_ADE_FULL = DataSetRow(
     "ade20k_847", ADE_FULL, ade_full_items, read_ade_full, {"val": 2000}, unlabelled=None, max_short_side=512
 )
-_COCO_STUFF = Benchmark(
+_COCO_STUFF = DataSetRow(
     "coco_stuff_171", COCO, coco_stuff_items, read_labels, COCO_COUNTS, unlabelled=frozenset({255})
 )
-_VOC = Benchmark("pascal_voc_20", VOC_2012, voc_items, read_labels, VOC_COUNTS, unlabelled=frozenset({0, 255}))
+_VOC = DataSetRow("pascal_voc_20", VOC_2012, voc_items, read_labels, VOC_COUNTS, unlabelled=frozenset({0, 255}))
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "ade20k_150": Benchmark("ade20k_150", ADE, ade_items, read_labels, ADE_COUNTS, unlabelled=frozenset({0})),
+DATA_SETS: dict[str, DataSetRow] = {
+    "ade20k_150": DataSetRow("ade20k_150", ADE, ade_items, read_labels, ADE_COUNTS, unlabelled=frozenset({0})),
     "ade20k_847": _ADE_FULL,
     "ade20k_572_275": replace(_ADE_FULL, only_seen=True),
-    "pascal_context_59": Benchmark(
+    "pascal_context_59": DataSetRow(
         "pascal_context_59", VOC_2010, context_59_items, read_context_59, CONTEXT_COUNTS, unlabelled=None
     ),
-    "pascal_context_459": Benchmark(
+    "pascal_context_459": DataSetRow(
         "pascal_context_459", VOC_2010, context_459_items, read_context_459, CONTEXT_COUNTS, unlabelled=frozenset({0})
     ),
     "pascal_voc_20": _VOC,
     "pascal_voc_15_5": replace(_VOC, only_seen=True),
     "coco_stuff_171": _COCO_STUFF,
     "coco_stuff_156_15": replace(_COCO_STUFF, only_seen=True),
-    "coco_panoptic": Benchmark(
+    "coco_panoptic": DataSetRow(
         "coco_panoptic_133", COCO, coco_panoptic_folder_items, read_coco_panoptic, COCO_COUNTS, task="panoptic"
     ),
-    "ade20k_panoptic": Benchmark(
+    "ade20k_panoptic": DataSetRow(
         "ade20k_panoptic_150",
         ADE,
         ade_panoptic_items,

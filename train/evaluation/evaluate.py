@@ -1,16 +1,25 @@
-"""Evaluation of a model on benchmarks: one pass over each, exact sample counts on any number of processes.
+"""The one evaluation loop: predictions of samples become counts, exactly once each, on any number of processes.
 
     predict = ModelPredictor(model, processor)
-    evaluations = evaluate_benchmarks(predict, [load_benchmark("ade20k_150", root)])     # on every process
+    evaluations = evaluate_data_sets(predict, [load_data_set("ade20k_150", root)])       # on every process
     write_report(evaluations, "runs/eval")                                               # reports.py
 
+    rows = SampleStream("scenes", vocabulary, samples, task="panoptic")                  # anything that makes samples
+    counted = count_predictions(predict, rows, {"semantic": "semantic", "clip_semantic": "semantic"}, batch_size=10)
+    counted["clip_semantic"].figures["mean_iou"]                                         # counts: .counts
+
+A predictor is any function (samples, vocabulary, kinds) -> one dictionary a sample, with a prediction for each name in
+`kinds` (name -> task), in the size of the sample's own map; so one pass of a model may be counted in several ways.
 Every process takes every n-th sample of a data set and reduces it to counts (`counting.py`); only counts are
-exchanged, so no sample is padded, repeated or left out. Class embeddings are computed once for each vocabulary.
+exchanged, so no sample is padded, repeated or left out. The Trainer, the command line and the experiments use this
+loop. Class embeddings are computed once for each vocabulary.
 Shapes: B images of a batch, K classes, H x W the picture.
 """
 
+import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,10 +28,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate.utils import gather_object, reduce
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.utils import logging
 
+from maftplus.classifier_maftplus import class_log_probabilities
 from maftplus.train.data.registry import Sample, semantic_labels
 from maftplus.train.evaluation.counting import confusion_matrix, panoptic_counts, panoptic_figures, semantic_figures
 from maftplus.train.evaluation.predictions import PredictionWriter
@@ -33,20 +43,44 @@ from maftplus.words_maftplus import class_key
 logger = logging.get_logger(__name__)
 
 TASKS = ("semantic", "panoptic")
-Prediction = dict[str, Any]  # by task: a label map (H, W), or `segmentation` (H, W) and `segments_info`
+CLIP, IN_VOCABULARY = "clip_", "in_vocabulary_"  # before a task: by CLIP's scores alone, by the segmenter's alone
+Prediction = dict[str, Any]  # by kind: a label map (H, W), or `segmentation` (H, W) and `segments_info`
 
 
 class Predictor(Protocol):
     """What is evaluated: samples in, one prediction a sample out, in the size of the sample's own map."""
 
     def __call__(
-        self, samples: list[Sample], vocabulary: VocabularyFile, tasks: Sequence[str]
+        self, samples: list[Sample], vocabulary: VocabularyFile, kinds: Mapping[str, str]
     ) -> list[Prediction]: ...
 
 
 @dataclass
+class SampleStream:
+    """
+    Samples from any source as a data set that can be counted.
+
+    Args:
+        name: What tables call it.
+        vocabulary: Its K classes.
+        samples: Dictionaries with `name`, `image`, `segmentation_map` (H, W) and, for panoptic tasks, `segments_info`.
+        task: `"semantic"` or `"panoptic"`.
+        ignore_index: Value of unlabelled pixels in semantic maps.
+    """
+
+    name: str
+    vocabulary: VocabularyFile
+    samples: Iterable[Sample]
+    task: str = "semantic"
+    ignore_index: int = 255
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+
+@dataclass
 class Example:
-    """A picture among the best or worst of a benchmark: small copies of picture, truth and prediction."""
+    """A picture among the best or worst of a data set: small copies of picture, truth and prediction."""
 
     score: float
     name: str
@@ -58,12 +92,12 @@ class Example:
 @dataclass
 class Evaluation:
     """
-    One benchmark under one task: `counts` summed over all processes, and what the report needs beside them.
+    One data set under one task: `counts` summed over all processes, and what the report needs beside them.
 
     `counts` is (K+1, K+1) for semantic, (K, 4) for panoptic; `examples` the best and worst pictures, best first.
     """
 
-    benchmark: str
+    data_set: str
     task: str
     vocabulary: VocabularyFile
     counts: np.ndarray
@@ -81,31 +115,76 @@ class ModelPredictor:
     """
     A `MaftPlusForUniversalSegmentation` and its processor as a `Predictor`.
 
+    Kinds are `"semantic"` and `"panoptic"`, or one of them behind `"clip_"` or `"in_vocabulary_"`: by CLIP's class
+    scores alone, by the segmenter's alone. A subclass may score in other ways (`with_scores`) or look at the outputs
+    (`forward`).
+
     Args:
         model, processor: As loaded; the model stays on its device and is put into evaluation mode.
+        encoded: What the model is given as words, in place of a vocabulary's names: keyword arguments of `forward`; an
+            empty dictionary stands for the words that the model has stored.
+        forward_context: Makes the context of the forward pass, say autocast.
         post_processing: Arguments of panoptic post-processing (`threshold`, `overlap_mask_area_threshold`, ...).
     """
 
-    def __init__(self, model: Any, processor: Any, **post_processing: Any):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        encoded: Mapping[str, torch.Tensor] | None = None,
+        forward_context: Callable[[], AbstractContextManager] = nullcontext,
+        **post_processing: Any,
+    ):
         self.model, self.processor, self.post_processing = model.eval(), processor, post_processing
-        self._vocabularies: dict[tuple, dict[str, torch.Tensor]] = {}
+        self.encoded, self.forward_context = encoded, forward_context
+        self._vocabularies: dict[tuple, Mapping[str, torch.Tensor]] = {}
 
     @torch.no_grad()
-    def __call__(self, samples: list[Sample], vocabulary: VocabularyFile, tasks: Sequence[str]) -> list[Prediction]:
+    def __call__(
+        self, samples: list[Sample], vocabulary: VocabularyFile, kinds: Mapping[str, str]
+    ) -> list[Prediction]:
+        outputs = self.forward(samples, vocabulary)
+        sizes = [tuple(sample["segmentation_map"].shape) for sample in samples]
+        results = {
+            name: self._post_process(self.with_scores(outputs, name), sizes, vocabulary, task)
+            for name, task in kinds.items()
+        }
+        return [dict(zip(results, values)) for values in zip(*results.values())]
+
+    def forward(self, samples: list[Sample], vocabulary: VocabularyFile) -> Any:
+        """
+        The model's outputs.
+
+        Raises:
+            ValueError: if they are not finite; the message names the picture.
+        """
         inputs = self.processor(images=[sample["image"] for sample in samples], return_tensors="pt")
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        outputs = self.model(**inputs, **self.encode(vocabulary))
+        with self.forward_context():
+            outputs = self.model(**inputs, **self.encode(vocabulary))
         _require_finite(outputs, samples)
-        sizes = [tuple(sample["segmentation_map"].shape) for sample in samples]
-        results = {task: self._post_process(outputs, sizes, vocabulary, task) for task in tasks}
-        return [dict(zip(results, values)) for values in zip(*results.values())]
+        return outputs
 
-    def encode(self, vocabulary: VocabularyFile) -> dict[str, torch.Tensor]:
+    def with_scores(self, outputs: Any, kind: str) -> Any:
+        """The outputs with the class scores that `kind` is about; the final ones, unless its name says otherwise."""
+        if not kind.startswith((CLIP, IN_VOCABULARY)):
+            return outputs
+        scored = copy.copy(outputs)
+        if kind.startswith(CLIP):
+            scores = class_log_probabilities(outputs["out_vocab_logits"], outputs["void_probabilities"])
+        else:
+            scores = outputs["in_vocab_logits"].log_softmax(-1)
+        scored["class_queries_logits"] = scores
+        return scored
+
+    def encode(self, vocabulary: VocabularyFile) -> Mapping[str, torch.Tensor]:
         """
         Class embeddings of a vocabulary, computed once. Of classes with exactly the same names the first one gets the
         prompts; the others are never predicted.
         """
+        if self.encoded is not None:
+            return self.encoded
         if vocabulary.classes not in self._vocabularies:
             kept = _first_of_equal(vocabulary.classes)
             prompts = self.processor(text=[list(vocabulary.classes[i]) for i in kept], return_tensors="pt")
@@ -126,7 +205,7 @@ class ModelPredictor:
         return self.processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes, **options)
 
 
-def evaluate_benchmarks(
+def evaluate_data_sets(
     predict: Predictor,
     datasets: Iterable[Any],
     tasks: Sequence[str] | None = None,
@@ -155,21 +234,62 @@ def evaluate_benchmarks(
     for dataset in datasets:
         own_tasks = tuple(tasks or (dataset.task,))
         _check_tasks(dataset, own_tasks)
-        writer = (
-            PredictionWriter(Path(save_predictions) / dataset.name, dataset.vocabulary) if save_predictions else None
+        folder = Path(save_predictions) / dataset.name if save_predictions else None
+        writer = folder and PredictionWriter(folder, dataset.vocabulary, getattr(dataset, "sample_names", None))
+        kinds = dict(zip(own_tasks, own_tasks))
+        counted = count_predictions(
+            predict, dataset, kinds, batch_size, num_workers, num_examples, max_samples, writer
         )
-        counted = [BenchmarkCounter(dataset, task, num_examples) for task in own_tasks]
-        start = time.perf_counter()
-        for samples in _batches(dataset, batch_size, num_workers, max_samples):
-            _count_batch(predict, samples, dataset.vocabulary, counted, writer)
-        if writer:
-            writer.finish()
-        evaluations += [counter.merged(time.perf_counter() - start) for counter in counted]
+        evaluations += counted.values()
     return evaluations
 
 
-class BenchmarkCounter:
-    """Counts of one data set under one task on this process; the Trainer may use it for its own loop."""
+def count_predictions(
+    predict: Predictor,
+    dataset: Any,
+    kinds: Mapping[str, str],
+    batch_size: int = 1,
+    num_workers: int = 0,
+    num_examples: int = 0,
+    max_samples: int | None = None,
+    writer: PredictionWriter | None = None,
+) -> dict[str, "Evaluation"]:
+    """
+    Predict every sample of a data set once and count the predictions; call it on every process.
+
+    Args:
+        dataset: Samples by index or one after the other, with `name`, `vocabulary`, `ignore_index`: a
+            `SegmentationDataset`, `HubDataset` or `SampleStream`.
+        kinds: What the predictor is asked for, name -> the task that it is counted under.
+        batch_size, num_workers, num_examples, max_samples: As for `evaluate_data_sets`.
+        writer: Gets every prediction, too.
+
+    Returns:
+        Counts by name of the kind, summed over all processes.
+
+    Raises:
+        ValueError: on a sample or prediction that cannot be counted; the message names the picture.
+    """
+    counters = {name: DataSetCounter(dataset, task, num_examples) for name, task in kinds.items()}
+    start, num_batches, samples = time.perf_counter(), 0, []
+    for samples in _batches(dataset, batch_size, num_workers, max_samples):
+        num_batches += 1
+        predictions = predict(samples, dataset.vocabulary, kinds)
+        for sample, prediction in zip(samples, predictions, strict=True):
+            for name, counter in counters.items():
+                counter.add(sample, prediction[name])
+                if writer:
+                    writer.add(sample, prediction[name], counter.task)
+    for _ in range(_largest_over_processes(num_batches) - num_batches):
+        if samples:  # not counted: a sharded model needs every process in every pass
+            predict(samples, dataset.vocabulary, kinds)
+    if writer:
+        writer.finish()
+    return {name: counter.merged(time.perf_counter() - start) for name, counter in counters.items()}
+
+
+class DataSetCounter:
+    """Counts of one data set under one task on this process."""
 
     def __init__(self, dataset: Any, task: str, num_examples: int = 0):
         self.task, self.num_examples = task, num_examples
@@ -195,7 +315,7 @@ class BenchmarkCounter:
         if process_state().num_processes > 1:
             examples = gather_object(examples)
         return Evaluation(
-            self.evaluation.benchmark,
+            self.evaluation.data_set,
             self.task,
             self.vocabulary,
             _sum_over_processes(self.evaluation.counts),
@@ -245,23 +365,15 @@ def scalar_figures(figures: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if not isinstance(value, np.ndarray)}
 
 
-def _count_batch(predict, samples, vocabulary, counters: list[BenchmarkCounter], writer) -> None:
-    tasks = [counter.task for counter in counters]
-    predictions = predict(samples, vocabulary, tasks)
-    for sample, prediction in zip(samples, predictions, strict=True):
-        for counter in counters:
-            counter.add(sample, prediction[counter.task])
-            if writer:
-                writer.add(sample, prediction[counter.task], counter.task)
-
-
 def _batches(dataset: Any, batch_size: int, num_workers: int, max_samples: int | None) -> Iterator[list[Sample]]:
     """Batches of this process's samples: every n-th one, whatever the number of processes."""
     state = process_state()
     rank, world = state.process_index, state.num_processes
-    if isinstance(dataset, IterableDataset):
+    total = None
+    if isinstance(dataset, SampleStream):
+        samples = islice(dataset, rank, max_samples, world)
+    elif hasattr(dataset, "samples"):  # of the Hub, perhaps a stream: it knows which rows need not be decoded
         samples = dataset.samples(rank, world, max_samples)
-        total = None
     else:
         own = range(rank, min(len(dataset), max_samples or len(dataset)), world)
         total = len(own)
@@ -277,6 +389,10 @@ def _sum_over_processes(counts: np.ndarray) -> np.ndarray:
     if state.num_processes == 1:
         return counts
     return reduce(torch.from_numpy(counts).to(state.device), "sum").cpu().numpy()
+
+
+def _largest_over_processes(number: int) -> int:
+    return max(gather_object([number])) if process_state().num_processes > 1 else number
 
 
 def _as_it_is(sample: Sample) -> Sample:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from maftplus.pictures.files import write_atomically
 from maftplus.pictures.overlay import segment_colour
 from maftplus.train.evaluation.evaluate import Evaluation, Example, scalar_figures
 from maftplus.train.processes import process_state
+from maftplus.train.publish import fenced
 
 # Figure -> heading, in the order of the table.
 COLUMNS = {
@@ -45,42 +47,44 @@ FOOTNOTE = (
     "mIoU counts a class that is only predicted as 0 (as published results do); "
     "mIoU* averages over the classes of the truth."
 )
-CARD_METRICS = {"semantic": ("mean_iou", "mean_iou_present"), "panoptic": ("pq", "sq", "rq")}
 LISTED_CLASSES = 5
 VOID = -1  # shown as the picture itself
 
 
-def write_report(evaluations: Sequence[Evaluation], folder: str | Path, **facts: Any) -> dict[str, Any]:
+def write_report(evaluations: Sequence[Evaluation], folder: str | Path, **facts: Any) -> list[Path]:
     """
-    Write `results.json`, `model_card_lines.md` and for each benchmark and task `*_per_class.csv`, `*_examples.png`; on
+    Write `results.json`, `model_card_lines.md` and for each data set and task `*_per_class.csv`, `*_examples.png`; on
     the main process only.
 
     Args:
-        facts: What else `results.json` should say (model, command, versions).
+        facts: What else `results.json` should say (model, command, versions); no secrets.
 
     Returns:
-        The content of `results.json`.
+        The files written.
     """
-    results = {**facts, "benchmarks": [result_row(evaluation) for evaluation in evaluations]}
     if not process_state().is_main_process:
-        return results
+        return []
+    results = {**facts, "data_sets": [result_row(evaluation) for evaluation in evaluations]}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    (folder / "model_card_lines.md").write_text("\n".join(card_lines(evaluations, facts.get("command", ""))) + "\n")
+    written = [folder / "results.json", folder / "model_card_lines.md"]
+    write_atomically(written[0], json.dumps(results, indent=2))
+    write_atomically(written[1], "\n".join(card_lines(evaluations, facts.get("command", ""))) + "\n")
     for evaluation in evaluations:
-        stem = f"{evaluation.benchmark}_{evaluation.task}"
-        write_per_class(evaluation, folder / f"{stem}_per_class.csv")
+        stem = f"{evaluation.data_set}_{evaluation.task}"
+        written.append(folder / f"{stem}_per_class.csv")
+        write_per_class(evaluation, written[-1])
         if evaluation.examples:
-            draw_examples(evaluation).save(folder / f"{stem}_examples.png")
-    return results
+            written.append(folder / f"{stem}_examples.png")
+            draw_examples(evaluation).save(written[-1])
+    return written
 
 
 def result_row(evaluation: Evaluation) -> dict[str, Any]:
-    """One benchmark as plain numbers, for JSON."""
+    """One data set as plain numbers, for JSON."""
     figures = scalar_figures(evaluation.figures)
     return {
-        "benchmark": evaluation.benchmark,
+        "data_set": evaluation.data_set,
         "task": evaluation.task,
         "num_images": evaluation.num_images,
         "num_classes": evaluation.vocabulary.num_labels,
@@ -97,8 +101,8 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
         chosen = [evaluation for evaluation in evaluations if evaluation.task == task]
         if chosen:
             shown = [name for name in columns if any(name in evaluation.figures for evaluation in chosen)]
-            rows = [["benchmark", "images", *(columns[name] for name in shown)]]
-            rows += [[e.benchmark, str(e.num_images), *_cells(e.figures, shown)] for e in chosen]
+            rows = [["data_set", "images", *(columns[name] for name in shown)]]
+            rows += [[e.data_set, str(e.num_images), *_cells(e.figures, shown)] for e in chosen]
             parts.append(_aligned(rows) + (f"\n{FOOTNOTE}" if task == "semantic" else ""))
     return "\n\n".join(parts)
 
@@ -117,32 +121,19 @@ def write_per_class(evaluation: Evaluation, path: Path) -> None:
             values = ["" if np.isnan(figures[key][index]) else f"{figures[key][index]:.6f}" for key in names]
             kind = "" if vocabulary.stuff is None else "stuff" if index in vocabulary.stuff else "thing"
             split = "" if vocabulary.unseen is None else "unseen" if index in vocabulary.unseen else "seen"
-            writer.writerow([index, name, kind, split, *values, *(int(column[index]) for column in counts.values())])
+            writer.writerow(
+                [index, as_text_cell(name), kind, split, *values, *(int(column[index]) for column in counts.values())]
+            )
+
+
+def as_text_cell(text: str) -> str:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def card_lines(evaluations: Sequence[Evaluation], command: str) -> list[str]:
     """Markdown for a model card: the table and the command that measured it."""
-    return ["```", *format_table(evaluations).splitlines(), "```", "", f"Measured with `{command}`."]
-
-
-def card_results(evaluations: Sequence[Evaluation], split: str = "validation") -> list[Any]:
-    """`huggingface_hub.EvalResult`s, one a figure, for the `model-index` of a model card."""
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="image-segmentation",
-            dataset_type=evaluation.benchmark,
-            dataset_name=evaluation.benchmark,
-            dataset_split=split,
-            metric_type=metric,
-            metric_name=COLUMNS[evaluation.task][metric],
-            metric_value=round(100 * evaluation.figures[metric], 2),
-        )
-        for evaluation in evaluations
-        for metric in CARD_METRICS[evaluation.task]
-        if not math.isnan(evaluation.figures[metric])
-    ]
+    return [*fenced(format_table(evaluations)).splitlines(), "", "Measured with", "", *fenced(command).splitlines()]
 
 
 def draw_examples(evaluation: Evaluation) -> Image.Image:
