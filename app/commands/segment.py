@@ -42,7 +42,7 @@ def segment(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Smallest score of a segment.")] = None,
     device: Annotated[str | None, typer.Option(help='"cpu", "cuda", ... Default: the fastest there is.')] = None,
     dtype: Annotated[
-        Precision, typer.Option(help="Precision of the network. auto: as it was saved.")
+        Precision, typer.Option(help="Precision of the network. auto: bfloat16 where computed, else float32.")
     ] = Precision.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the network.")] = 1,
     overwrite: Annotated[
@@ -52,13 +52,15 @@ def segment(
 ) -> None:
     """Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document."""
     from maftplus.app.jobs import check_results, plan_jobs
-    from maftplus.app.models import load_pipeline
+    from maftplus.app.models import describe_network, load_pipeline
     from maftplus.app.segmenting import Segmenter
 
     options = _read_options(labels, stuff, task, threshold)
     jobs = plan_jobs(pictures, out)
     check_results(jobs, overwrite)
     pipe = load_pipeline(model, device, dtype.value)
+    if not quiet:
+        typer.echo(f"network: {describe_network(pipe)}", err=True)
     failed = Segmenter(pipe, options, overwrite=overwrite, is_quiet=quiet).run(jobs, batch_size)
     if failed:
         echo_error(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(failed)}")
