@@ -92,12 +92,7 @@ class ExportReport:
             return ["Not verified (`--no-verify`)."]
         lines = []
         if self.differences:
-            rows = [
-                f"| {batch} | {height} x {width} | {each.masks:.1e} | {each.classes:.1e} | {each.num_ties} "
-                f"| {each.largest_tie:.1e} |"
-                for each in self.differences
-                for batch, height, width in [each.shape]
-            ]
+            rows = [each.row() for each in self.differences]
             lines += [
                 f"In float32, largest difference over the largest value: mask logits (tolerance {MASK_TOLERANCE:.0e}), "
                 f"class scores ({CLASS_TOLERANCE:.0e}). A tie is a query whose attention mask was at its threshold to "
@@ -179,7 +174,9 @@ def _write_openvino(onnx: Path, target: Path, pictures: Sequence[Tensor] | None)
     graph = openvino.convert_model(str(onnx))
     if pictures is not None:
         graph = quantise_openvino(graph, pictures)
-    graph.get_rt_info().clear()  # names the folder that it came from
+    about = graph.get_rt_info()
+    for name in list(about):
+        del about[name]  # one names the file that it was made from
     openvino.save_model(graph, str(target), compress_to_fp16=False)
 
 

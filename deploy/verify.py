@@ -48,6 +48,12 @@ class Difference:
     def is_within(self) -> bool:
         return self.masks <= MASK_TOLERANCE and self.classes <= CLASS_TOLERANCE and self.largest_tie <= TIE
 
+    def row(self) -> str:
+        """A row of a table in Markdown."""
+        batch, height, width = self.shape
+        figures = f"{self.masks:.1e} | {self.classes:.1e} | {self.num_ties} | {self.largest_tie:.1e}"
+        return f"| {batch} | {height} x {width} | {figures} |"
+
 
 @dataclass
 class Ties:
