@@ -103,9 +103,7 @@ def register_auto_classes() -> None:
     AutoModelForUniversalSegmentation.register(
         exported.MaftPlusExportedConfig, exported.MaftPlusExportedForUniversalSegmentation, exist_ok=True
     )
-    AutoProcessor.register(
-        exported.MaftPlusExportedConfig, processing_maftplus.MaftPlusProcessor, exist_ok=True
-    )
+    AutoProcessor.register(exported.MaftPlusExportedConfig, processing_maftplus.MaftPlusProcessor, exist_ok=True)
 
 
 def _is_command() -> bool:

@@ -9,8 +9,8 @@ masks to 384 x 384 first, so that it does less work for a coarser result. Every 
 the other and ratios are taken within a round; peak extra memory is that of a process of its own for either. Needs
 about 14 GB for the class maps; `--skip-held` leaves them out.
 Logits: `scene` has 100 objects of different sizes with sharp masks and peaked classes, most queries being void in the
-semantic case. `near-uniform` has their masks and class scores that differ by a tenth, as a model that knows none of the
-words gives. `noise` is the hardest case, no picture: every query and class competes everywhere.
+semantic case. `near-uniform` has their masks and class scores that differ by a tenth, as a model that knows none of
+the words gives. `noise` is the hardest case, no picture: every query and class competes everywhere.
 The last line gives the ratios against their limits (847 classes against held: a tenth of the time, an eighth of the
 memory; panoptic: a fifth of transformers' time); the exit code is 1 when one is over.
 """

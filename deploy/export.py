@@ -36,6 +36,13 @@ from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.reading_maftplus import read_picture
 
 MOST_PICTURES = 100  # of calibration
+PARITY = """In float32, largest difference over the largest value: mask logits (tolerance {masks:.0e}), class scores
+({classes:.0e}). A tie is a query whose attention mask was at its threshold to rounding in a layer; torch was given the
+graph's answer there.
+"""
+AGREEMENT = """
+As it computes by default: {share:.1f} % of the pixels of {where} have the class that they have in torch's float32
+(at least {least:.0f} %)."""
 PARITY_HEAD = """| batch | height x width | masks | classes | ties | farthest tie |
 |---|---|---|---|---|---|
 """
@@ -46,8 +53,8 @@ tags: [maftplus, {runtime}]
 ---
 # {name} on {title}
 
-Made by `maftplus export`, {precision}. Picture to masks runs on {title}; words, class scores and results run in torch, so
-words stay free. Needs the package: `pip install "maftplus[{runtime}]"`.
+Made by `maftplus export`, {precision}. Picture to masks runs on {title}; words, class scores and results run in torch,
+so words stay free. Needs the package: `pip install "maftplus[{runtime}]"`.
 
 ```python
 import maftplus
@@ -88,24 +95,14 @@ class ExportReport:
 
     def lines(self) -> list[str]:
         """For people, in Markdown."""
-        if self.agreement is None and not self.differences:
-            return ["Not verified (`--no-verify`)."]
         lines = []
         if self.differences:
-            rows = [each.row() for each in self.differences]
-            lines += [
-                f"In float32, largest difference over the largest value: mask logits (tolerance {MASK_TOLERANCE:.0e}), "
-                f"class scores ({CLASS_TOLERANCE:.0e}). A tie is a query whose attention mask was at its threshold to "
-                "rounding in a layer; torch was given the graph's answer there.\n",
-                PARITY_HEAD + "\n".join(rows),
-            ]
+            lines.append(PARITY.format(masks=MASK_TOLERANCE, classes=CLASS_TOLERANCE))
+            lines.append(PARITY_HEAD + "\n".join(each.row() for each in self.differences))
         if self.agreement is not None:
             where = "the calibration pictures" if self.on_pictures else "random pictures"
-            lines.append(
-                f"\nAs it computes by default: {100 * self.agreement:.1f} % of the pixels of {where} have the class that "
-                f"they have in torch's float32 (at least {100 * LEAST_AGREEMENT:.0f} %)."
-            )
-        return lines
+            lines.append(AGREEMENT.format(share=100 * self.agreement, where=where, least=100 * LEAST_AGREEMENT))
+        return lines or ["Not verified (`--no-verify`)."]
 
 
 def export(

@@ -65,7 +65,7 @@ def read_input(inputs: Any) -> Image.Image:
 
 
 def _decode(text: Any) -> Image.Image:
-    """A picture in base64, with or without the head of a data URL. Never a path or an address: they are the server's."""
+    """A picture in base64, with or without the head of a data URL; never a path or an address, the server's own."""
     if not isinstance(text, str) or not text:
         raise ValueError("`inputs` must be a picture: the body of the request, or text in base64.")
     try:

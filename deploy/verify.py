@@ -1,8 +1,8 @@
 """Proof that a graph computes what the model computes, on pictures of sizes and batches that the exporter never saw.
 
 Some steps of the network compare a number with a threshold: what a layer of the mask decoder may look at, and which
-pixels a mask's embedding averages. Where the number is at the threshold to the last digits, either answer is right,
-and all that follows differs. So the model is run with the *graph's* answers (`replay`): then everything else must agree
+pixels a mask's embedding averages. Where it is at the threshold to the last digits, either answer is right, and all
+that follows differs. So the model is run with the *graph's* answers (`replay`): then everything else must agree
 closely, and every answer that differs must have been such a tie. Ties are counted.
 Shapes: B images, Q queries, K classes, D joint space, h x w the mask grid.
 """
@@ -97,7 +97,7 @@ def _compare(model, exported, pixel_values: Tensor, words: dict[str, Tensor]) ->
 
 @contextlib.contextmanager
 def replay(model: MaftPlusModel, outputs: dict[str, Tensor]) -> Iterator[Ties]:
-    """The model looks where the graph looked and averages under the graph's masks, for one call of `encode_picture`."""
+    """The model looks where the graph looked and averages under its masks, for one call of `encode_picture`."""
     decoder, ties = mask_decoder(model), Ties()
     compute, embed_classes, embed_masks = decoder._visible, decoder._embed_classes, model.clip.embed_mask_logits
     masks, start = outputs["masks_queries_logits"], 0

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from maftplus.app.cli import app
 from maftplus.app.jobs import pictures_of, plan_jobs
 from maftplus.app.models import check_model_folder, load_pipeline
+from maftplus.deploy.precision import choose_dtype
 from maftplus.pictures.files import write_atomically
 from maftplus.pictures.overlay import (
     overlay_image,

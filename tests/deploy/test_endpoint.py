@@ -72,7 +72,8 @@ def test_the_folder_holds_model_handler_and_requirements_and_needs_no_package(fo
     assert {"handler.py", "precision_maftplus.py", "requirements.txt", "config.json", "model.safetensors"} <= names
     assert not [path for path in folder.iterdir() if path.is_symlink()]
     code = "".join(path.read_text() for path in folder.glob("*.py") if path.stem in ("handler", "precision_maftplus"))
-    assert "import maftplus" not in code and "from maftplus" not in code
+    assert "import maftplus" not in code
+    assert "from maftplus" not in code
 
 
 def test_an_exported_folder_asks_for_its_runtime(onnx_folder, tmp_path):
@@ -121,7 +122,8 @@ def test_the_answer_is_that_of_the_pipeline(handler, address, picture, png):
 )
 def test_bad_parameters_are_answered_with_400_and_the_reason(address, png, parameters, message):
     status, answer = post_json(address, png, **parameters)
-    assert status == 400 and message in answer["error"]
+    assert status == 400
+    assert message in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,8 @@ def test_bad_parameters_are_answered_with_400_and_the_reason(address, png, param
 )
 def test_what_is_no_picture_is_answered_with_400_and_never_fetched(address, inputs, message):
     status, answer = post(address, json.dumps({"inputs": inputs}).encode(), "application/json")
-    assert status == 400 and message in answer["error"]
+    assert status == 400
+    assert message in answer["error"]
 
 
 def test_a_damaged_picture_is_answered_with_400(address, png):
@@ -172,6 +175,8 @@ def test_the_command_writes_the_folder_and_refuses_one_in_use(model_folder, tmp_
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert (tmp_path / "out" / "handler.py").is_file()
     again = CliRunner().invoke(app, arguments)
-    assert again.exit_code == 2 and "exists already" in again.output
+    assert again.exit_code == 2
+    assert "exists already" in again.output
     missing = CliRunner().invoke(app, ["endpoint", str(tmp_path / "nothing"), str(tmp_path / "new")])
-    assert missing.exit_code == 2 and "config.json" in missing.output
+    assert missing.exit_code == 2
+    assert "config.json" in missing.output

@@ -119,7 +119,8 @@ def test_the_command_proves_the_graph_and_writes_the_proof_into_the_card(model_f
     result = run("export", model_folder, tmp_path / "out")
     assert result.exit_code == 0, result.output
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| 3 | 352 x 544 |" in card and "| 5 | 96 x 128 |" in card
+    assert "| 3 | 352 x 544 |" in card
+    assert "| 5 | 96 x 128 |" in card
 
 
 def test_one_altered_weight_makes_the_command_exit_with_1(model_folder, with_graph, tmp_path):
@@ -141,7 +142,8 @@ def test_openvino_takes_the_same_graph_and_its_precision_is_that_of_the_model(
     assert report.is_within, report
     assert str(tmp_path).encode() not in (tmp_path / "out" / "graph.xml").read_bytes()
     loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
-    assert loaded.runtime.startswith("OpenVINO") and loaded.runtime.endswith("bfloat16")
+    assert loaded.runtime.startswith("OpenVINO")
+    assert loaded.runtime.endswith("bfloat16")
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
@@ -153,7 +155,8 @@ def test_int8_is_calibrated_on_pictures_and_its_agreement_is_measured(
     for index in range(2):
         picture.rotate(90 * index).save(tmp_path / "photos" / f"{index}.png")
     report = export(str(model_folder), tmp_path / "out", runtime, int8=True, calibrate=tmp_path / "photos")
-    assert report.on_pictures and 0.5 < report.agreement <= 1
+    assert report.on_pictures
+    assert 0.5 < report.agreement <= 1
     loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "out")
     assert "int8" in loaded.runtime
 
@@ -171,14 +174,16 @@ def test_options_that_do_not_fit_end_in_one_line(model_folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     result = run("export", model_folder, "out", *options)
-    assert result.exit_code == 2 and message in result.output
+    assert result.exit_code == 2
+    assert message in result.output
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_runtime_is_one_line_that_names_the_extra(model_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     result = run("export", model_folder, tmp_path / "out")
-    assert result.exit_code == 2 and 'pip install "maftplus[onnx]"' in result.output
+    assert result.exit_code == 2
+    assert 'pip install "maftplus[onnx]"' in result.output
 
 
 def test_a_model_without_a_proposer_of_its_own_is_refused(model):
@@ -191,16 +196,19 @@ def test_ties_are_counted_and_a_clear_difference_is_no_tie():
     logits = torch.tensor([[[1.0, 1e-7, -1.0], [1.0, 2.0, -1.0]]])
     ties = Ties()
     _count_ties(ties, logits, logits >= 0, torch.tensor([[[True, False, False], [True, True, False]]]))
-    assert ties.count == 1 and ties.largest < TIE
+    assert ties.count == 1
+    assert ties.largest < TIE
     _count_ties(ties, logits, logits >= 0, torch.tensor([[[True, True, False], [True, False, False]]]))
-    assert ties.count == 2 and ties.largest == 1
+    assert ties.count == 2
+    assert ties.largest == 1
 
 
 def test_a_query_that_sees_everything_on_one_side_is_a_tie_if_its_largest_logit_is():
     logits = torch.tensor([[[-1e-7, -2.0, -3.0]]])
     ties = Ties()
     _count_ties(ties, logits, torch.ones(1, 1, 3, dtype=torch.bool), torch.tensor([[[True, False, False]]]))
-    assert ties.count == 1 and ties.largest < TIE
+    assert ties.count == 1
+    assert ties.largest < TIE
 
 
 def test_a_difference_is_relative_to_the_largest_value_and_nan_is_infinite():
@@ -211,5 +219,3 @@ def test_a_difference_is_relative_to_the_largest_value_and_nan_is_infinite():
 
 def test_agreement_of_a_model_with_itself_is_whole(model):
     assert agreement(model, model, [random_pictures((1, 64, 96))]) == 1
-
-
