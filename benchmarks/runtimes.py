@@ -64,7 +64,7 @@ def main() -> int:
     print(f"{machine()}, bfloat16 {computes_bfloat16(torch.device('cpu'))}")
     warn_if_busy()
     verdicts = []
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         if arguments.skip != "time":
             verdicts += report_time(arguments, Path(folder) / "base.onnx")
         if arguments.skip != "quality":
@@ -82,8 +82,7 @@ def build(
     if runtime == "torch":
         return model if dtype == torch.float32 else copy_in(model, dtype)
     if not onnx.exists():
-        with torch.inference_mode(False):
-            write_onnx(model, onnx)
+        write_onnx(model, onnx)
     graph = quantised(runtime, onnx, pictures) if is_int8 else onnx
     exported = stand_in(model, runtime=runtime, graph_precision="int8" if is_int8 else "float32").eval()
     return opened(exported.to(dtype), runtime, graph, dtype)
