@@ -23,9 +23,9 @@ class MaftPlusLinear(nn.Linear):
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or torch.compiler.is_exporting():
+        if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or tokens.numel() == 0:
             return super().forward(tokens)
-        if tokens.numel() == 0:
+        if type(self.weight) is not nn.Parameter or torch.compiler.is_exporting():  # a quantised weight is no kernel
             return super().forward(tokens)
         columns = tokens.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # (1, in, 1, tokens), channels last
         outputs = F.conv2d(columns, self.weight[:, :, None, None], self.bias)

@@ -65,9 +65,8 @@ def measure(handler, address: str, arguments: argparse.Namespace) -> int:
     for kind in ("good", "bad"):
         seconds = sorted(1000 * each[1] for each in results if each[0] == kind)
         cuts = [statistics.median(seconds), *(seconds[int(share * (len(seconds) - 1))] for share in (0.9, 0.99, 1.0))]
-        print(
-            f"{kind:<5}{len(seconds):>6} requests, ms at 50, 90, 99 and 100 %: {' '.join(f'{cut:.0f}' for cut in cuts)}"
-        )
+        shown = ", ".join(f"{cut:.0f}" for cut in cuts)
+        print(f"{kind:<5}{len(seconds):>6} requests; ms at 50, 90, 99 and 100 %: {shown}")
     growth = memory[-1] / memory[0] - 1
     print(f"wrong answers {wrong}; memory {memory[0]:.2f} to {memory[-1]:.2f} GB, {100 * growth:+.1f} %")
     return int(wrong > 0 or growth > MOST_GROWTH)

@@ -31,7 +31,8 @@ def test_supervision_reads_panoptic_and_instance_results(task, is_empty):
     assert len(found) == (0 if is_empty else 2)
     if not is_empty:
         assert sorted(found["class_name"]) == ["cat", "grass"]
-        assert found.mask.shape == (2, *SIZE) and found.mask.any(0).all()
+        assert found.mask.shape == (2, *SIZE)
+        assert found.mask.any(0).all()
 
 
 def test_supervision_reads_a_semantic_map():
