@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .postprocessing_maftplus import check_shares
 from .reading_maftplus import read_picture
-from .words_maftplus import ClassName, as_list, find_label_ids, parse_classes
+from .words_maftplus import ClassName, as_list, find_label_ids
 
 THRESHOLDS = {  # that a subtask reads
     "panoptic": ("threshold", "mask_threshold", "overlap_mask_area_threshold"),
@@ -68,10 +68,10 @@ class MaftPlusSegmentationPipeline(Pipeline):
         preprocess = {name: value for name, value in limits.items() if value is not None}
         forward = {}
         if candidate_labels is not None:
-            forward["classes"] = postprocess["classes"] = parse_classes(candidate_labels)
+            forward["classes"] = postprocess["classes"] = self.processor.split_labels(candidate_labels)
         if stuff_labels is not None:
             stuff_labels = as_list(stuff_labels)
-            postprocess["stuff_labels"] = parse_classes(stuff_labels) if stuff_labels else []
+            postprocess["stuff_labels"] = self.processor.split_labels(stuff_labels) if stuff_labels else []
         return preprocess, forward, postprocess
 
     def __call__(

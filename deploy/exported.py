@@ -14,7 +14,8 @@ from transformers.utils import cached_file, logging
 
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.deploy.sessions import GRAPH_FILES, RUNTIMES, open_session
-from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel, input_sizes
+from maftplus.layers_maftplus import input_sizes
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
 from maftplus.outputs_maftplus import MaftPlusPicture
 
 logger = logging.get_logger(__name__)
