@@ -134,6 +134,8 @@ def export(
     _check_installed(runtime, int8)
     model = MaftPlusForUniversalSegmentation.from_pretrained(model_folder, dtype=torch.float32).eval()
     check_exportable(model)
+    if int8 and model.config.has_own_proposer:
+        raise ValueError("`int8` (--int8) is for ConvNeXt models; a graph that reads words is not calibrated.")
     processor = MaftPlusProcessor.from_pretrained(model_folder)
     pictures = read_calibration(processor, Path(calibrate)) if calibrate else []
     settings = {"runtime": runtime, "graph_precision": "int8" if int8 else "float32"}

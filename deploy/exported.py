@@ -2,14 +2,16 @@
 
     AutoModelForUniversalSegmentation.from_pretrained("exported folder")     (with `import maftplus`)
 
-Only `encode_picture` differs. The folder holds the graph, our configuration, the processor, and in
-`model.safetensors` what stays in torch: text tower, class scores, Content-Dependent Transfer.
+Only `encode_picture` differs, and `propose_for_words` where MAFT's own proposer waits for words. The folder holds
+the graph, our configuration, the processor, and in `model.safetensors` what stays in torch: text tower, class
+scores, Content-Dependent Transfer.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 from maftplus.configuration_maftplus import MaftPlusConfig
@@ -45,6 +47,14 @@ class MaftPlusExportedConfig(MaftPlusConfig):
             raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {self.runtime!r}.")
 
 
+@dataclass
+class WaitingPicture:
+    """A picture whose graph also reads words: pixels (B, 3, H, W) and their mask (B, H, W)."""
+
+    pixel_values: Tensor
+    pixel_mask: Tensor
+
+
 class MaftPlusExportedModel(MaftPlusModel):
     """The bare network around a graph; what the graph computes is not built."""
 
@@ -53,9 +63,11 @@ class MaftPlusExportedModel(MaftPlusModel):
 
     def __init__(self, config: MaftPlusExportedConfig):
         super().__init__(config)
-        self.clip.vision_model = self.clip.visual_projection = None
+        self.clip.vision_model = self.clip.visual_projection = nn.Identity()
         if config.has_segmenter:
-            self.segmenter.pixel_decoder = self.segmenter.decoder = None
+            self.segmenter.pixel_decoder = self.segmenter.decoder = nn.Identity()
+        else:
+            self.proposer = nn.Identity()
         self.session = None
 
     def open_graph(self, path: str) -> None:
@@ -84,16 +96,25 @@ class MaftPlusExportedModel(MaftPlusModel):
         if self.session is None:
             raise ValueError("The graph is not loaded: open an exported folder with `from_pretrained`.")
         unpadded_sizes, padded_sizes = input_sizes(pixel_values, pixel_mask)
-        return self.to_picture(self.session.run(pixel_values=pixel_values), unpadded_sizes, padded_sizes)
+        picture = MaftPlusPicture(unpadded_sizes=unpadded_sizes, padded_sizes=padded_sizes)
+        if self.config.has_own_proposer:
+            pixel_mask = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
+            return replace(picture, unproposed=WaitingPicture(pixel_values, pixel_mask))
+        return self._with_outputs(picture, self.session.run(pixel_values=pixel_values))
 
-    def to_picture(self, outputs: dict[str, Tensor], unpadded_sizes: Tensor, padded_sizes: Tensor) -> MaftPlusPicture:
+    def propose_for_words(self, picture: MaftPlusPicture, text_embeds: Tensor) -> MaftPlusPicture:
+        """As `MaftPlusModel.propose_for_words`: a graph that reads words runs here."""
+        if picture.unproposed is None:
+            return picture
+        return self._with_outputs(picture, self.session.run(**vars(picture.unproposed), text_embeds=text_embeds))
+
+    def _with_outputs(self, picture: MaftPlusPicture, outputs: dict[str, Tensor]) -> MaftPlusPicture:
         """What a graph computed, on our device and, but for the mask logits, in our precision."""
         void = self.void_embedding.weight
         names = ("mask_embeds", "class_embeds", "dense_embeds")
-        return MaftPlusPicture(
+        return replace(
+            picture,
             masks_queries_logits=outputs["masks_queries_logits"].to(void.device),
-            unpadded_sizes=unpadded_sizes,
-            padded_sizes=padded_sizes,
             **{name: outputs[name].to(void) for name in names if name in outputs},
         )
 

@@ -1,8 +1,9 @@
-"""The part of a model that becomes a graph: pictures in; masks and their embeddings out. No word is read in it.
+"""The part of a model that becomes a graph: pictures in; masks and their embeddings out.
 
 Everything after it (Content-Dependent Transfer, class scores, post-processing) and the text tower stay in torch, so
-that words stay free and no logarithm is rewritten by an optimiser.
-Shapes: B images, Q queries, D joint space, H x W padded input (multiples of 32), h x w a feature map.
+that words stay free and no logarithm is rewritten by an optimiser. MAFT's own proposer looks at the words: its graph
+takes their rows, of any number, too.
+Shapes: B images, Q queries, P synonyms, D joint space, H x W padded input (multiples of 32), h x w a feature map.
 """
 
 import contextlib
@@ -17,16 +18,17 @@ from torch import Tensor, nn
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
 from maftplus.segmenter_maftplus import MaftPlusMaskDecoder
 
-INPUT = "pixel_values"
+PIXELS, PIXEL_MASK, ROWS = "pixel_values", "pixel_mask", "text_embeds"
 ATTENTION_MASKS = "attention_masks"
 SIZE_STEP = 32  # heights and widths of the graph are multiples of it, as the processor pads
 EXAMPLE_SHAPE = (2, 3, 96, 160)  # no two sizes alike, or the exporter takes them for one
+EXAMPLE_ROWS = 7
 OPSET = 18
 
 
 class PictureGraph(nn.Module):
     """
-    `encode_picture` with tensors for results, in the order of `names`.
+    `encode_picture` with tensors for arguments and results, named in `input_names` and `output_names`.
 
     `attention_masks` (B, Q, S) bool, what every layer of the mask decoder let every query see, is for `verify` alone.
     """
@@ -35,23 +37,42 @@ class PictureGraph(nn.Module):
         super().__init__()
         self.model = model.model
         config = model.config
-        self.names = ["masks_queries_logits", "mask_embeds", "class_embeds"]
-        if config.cdt_form != "off":
-            self.names.append("dense_embeds")
+        self.input_names = [PIXELS, PIXEL_MASK, ROWS] if config.has_own_proposer else [PIXELS]
+        names = {"class_embeds": config.has_segmenter, "dense_embeds": config.cdt_form != "off"}
+        self.names = ["masks_queries_logits", "mask_embeds", *(name for name, is_given in names.items() if is_given)]
+        self.output_names = [*self.names, ATTENTION_MASKS]
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> the tensors of `names`, then the attention masks."""
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, text_embeds: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """(B, 3, H, W), for MAFT (B, H, W) and rows (P+1, D), void last -> `names`, then the attention masks."""
         with recorded_attention(self.model) as attention_masks:
-            picture = self.model.encode_picture(pixel_values)
+            picture = self.model.encode_picture(pixel_values, pixel_mask)
+            if text_embeds is not None:
+                picture = self.model.propose_for_words(picture, text_embeds)
         return *(picture[name] for name in self.names), torch.cat(attention_masks, dim=-1)
 
-    @property
-    def output_names(self) -> list[str]:
-        return [*self.names, ATTENTION_MASKS]
+    def examples(self) -> tuple[Tensor, ...]:
+        """Arguments to trace with."""
+        pixels = torch.randn(EXAMPLE_SHAPE, generator=torch.Generator().manual_seed(0))
+        rows = torch.ones(EXAMPLE_ROWS, self.model.void_embedding.embedding_dim)
+        every = {PIXELS: pixels, PIXEL_MASK: torch.ones(pixels[:, 0].shape), ROWS: rows}
+        return tuple(every[name] for name in self.input_names)
+
+    def dynamic_shapes(self) -> dict[str, dict]:
+        """Which of their sizes are free."""
+        dim = torch.export.Dim
+        batch, height, width = dim("batch"), SIZE_STEP * dim("rows", max=1024), SIZE_STEP * dim("columns", max=1024)
+        every = {
+            PIXELS: {0: batch, 2: height, 3: width},
+            PIXEL_MASK: {0: batch, 1: height, 2: width},
+            ROWS: {0: dim("words")},
+        }
+        return {name: every[name] for name in self.input_names}
 
 
 @contextlib.contextmanager
-def replaced(owner: nn.Module, method: str, replacement: Callable) -> Iterator[None]:
+def replaced(owner: object, method: str, replacement: Callable) -> Iterator[None]:
     """`owner.method` is `replacement` for a while."""
     setattr(owner, method, replacement)
     try:
@@ -80,7 +101,7 @@ def mask_decoder(model: MaftPlusModel) -> MaftPlusMaskDecoder:
 
 def check_exportable(model: MaftPlusForUniversalSegmentation) -> None:
     """Raises ValueError for a model whose masks come from elsewhere."""
-    if not model.config.has_segmenter:
+    if not (model.config.has_segmenter or model.config.has_own_proposer):
         raise ValueError(
             "Only a model that proposes masks itself can be exported; this one has a proposer of transformers or none."
         )
@@ -99,17 +120,15 @@ def write_onnx(model: MaftPlusForUniversalSegmentation, path: Path) -> None:
     """
     check_exportable(model)
     graph = PictureGraph(model).eval()
-    dim = torch.export.Dim
-    shape = {0: dim("batch"), 2: SIZE_STEP * dim("rows", max=1024), 3: SIZE_STEP * dim("columns", max=1024)}
-    example = torch.randn(EXAMPLE_SHAPE, generator=torch.Generator().manual_seed(0))
+    examples = graph.examples()
     with torch.no_grad(), _quiet_exporter():
-        exported = torch.export.export(graph, (example,), dynamic_shapes=({**shape},))
+        exported = torch.export.export(graph, examples, dynamic_shapes=tuple(graph.dynamic_shapes().values()))
         program = torch.onnx.export(
             exported,
-            (example,),
+            examples,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[INPUT],
+            input_names=graph.input_names,
             output_names=graph.output_names,
             verbose=False,
         )
@@ -144,4 +163,4 @@ def _forget_origin(model) -> None:
     model.metadata_props.clear()
 
 
-__all__ = ["ATTENTION_MASKS", "INPUT", "PictureGraph", "check_exportable", "mask_decoder", "replaced", "write_onnx"]
+__all__ = ["ATTENTION_MASKS", "PIXELS", "PictureGraph", "check_exportable", "mask_decoder", "replaced", "write_onnx"]

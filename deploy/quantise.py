@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from maftplus.deploy.graph import INPUT
+from maftplus.deploy.graph import PIXELS
 from maftplus.deploy.sessions import import_runtime
 
 ONNX_LAYERS = ["Conv", "MatMul", "Gemm"]
@@ -28,7 +28,7 @@ def quantise_onnx(source: Path, target: Path, pictures: Sequence[Tensor]) -> Non
         """Hands out one picture after the other."""
 
         def __init__(self):
-            self.feeds = ({INPUT: picture.numpy()} for picture in pictures)
+            self.feeds = ({PIXELS: picture.numpy()} for picture in pictures)
 
         def get_next(self) -> dict | None:
             return next(self.feeds, None)
