@@ -12,6 +12,7 @@ code is 1 when one is over.
 """
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -36,15 +37,18 @@ from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.evaluate import evaluate
 from maftplus.shapes.scenes import scenes
 
-RUNS = {  # name -> runtime, precision, whether in int8
+RUNS = {  # name -> runtime, precision, whether in int8 with a calibration
     "torch float32": ("torch", torch.float32, False),
     "torch bfloat16": ("torch", torch.bfloat16, False),
+    "torch bfloat16 compiled": ("compiled", torch.bfloat16, False),
+    "torchao int8": ("torchao", torch.float32, False),
     "onnx float32": ("onnx", torch.float32, False),
     "onnx int8": ("onnx", torch.float32, True),
     "openvino float32": ("openvino", torch.float32, False),
     "openvino bfloat16": ("openvino", torch.bfloat16, False),
     "openvino int8 and bfloat16": ("openvino", torch.bfloat16, True),
 }
+TIME_ONLY = ("torch bfloat16 compiled",)  # scenes differ in size, and every size would be compiled
 TIME_LIMITS = {"torch bfloat16": 0.65, "openvino int8 and bfloat16": 0.48}
 MOST_POINTS_LOST = 1.0
 SEEDS, NUM_CALIBRATION, NUM_SCENES = (0, 1, 2), 64, 500
@@ -60,6 +64,9 @@ def main() -> int:
     parser.add_argument("--skip", choices=("time", "quality"))
     parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=list(RUNS))
     arguments = parser.parse_args()
+    if "torchao int8" in arguments.runs and importlib.util.find_spec("torchao") is None:
+        print("torchao is not installed: its row is left out")
+        arguments.runs.remove("torchao int8")
     torch.set_num_threads(arguments.threads)
     print(f"{machine()}, bfloat16 {computes_bfloat16(torch.device('cpu'))}")
     warn_if_busy()
@@ -79,13 +86,27 @@ def build(
 ) -> MaftPlusForUniversalSegmentation:
     """A row's network; an exported one from the model's ONNX graph, written once."""
     runtime, dtype, is_int8 = RUNS[name]
-    if runtime == "torch":
-        return model if dtype == torch.float32 else copy_in(model, dtype)
+    if runtime in ("torch", "compiled", "torchao"):
+        return in_torch(model, runtime, dtype)
     if not onnx.exists():
         write_onnx(model, onnx)
     graph = quantised(runtime, onnx, pictures) if is_int8 else onnx
     exported = stand_in(model, runtime=runtime, graph_precision="int8" if is_int8 else "float32").eval()
     return opened(exported.to(dtype), runtime, graph, dtype)
+
+
+def in_torch(model: MaftPlusForUniversalSegmentation, kind: str, dtype: torch.dtype):
+    """The model itself or a copy in another precision, compiled, or with linear layers in int8 by torchao."""
+    if kind == "torch" and dtype == torch.float32:
+        return model
+    copied = copy_in(model, dtype)
+    if kind == "torchao":
+        import torchao.quantization
+
+        torchao.quantization.quantize_(copied, torchao.quantization.Int8DynamicActivationInt8WeightConfig())
+    if kind == "compiled":
+        copied.forward = torch.compile(copied.forward)
+    return copied
 
 
 def opened(exported: MaftPlusExportedForUniversalSegmentation, runtime: str, graph: Path, dtype: torch.dtype):
@@ -147,7 +168,7 @@ def report_quality(arguments: argparse.Namespace, onnx: Path) -> list[tuple[str,
     model, processor = load("shapes"), MaftPlusProcessor.from_pretrained(SHAPES_MODEL)
     print("\n| shapes model | calibration | harmonic mIoU | PQ |\n|---|---|---|---|")
     rows = {}
-    for name in dict.fromkeys(["torch float32", *arguments.runs]):
+    for name in dict.fromkeys(["torch float32", *(name for name in arguments.runs if name not in TIME_ONLY)]):
         for seed in SEEDS if RUNS[name][2] else (None,):
             pictures = [] if seed is None else calibration(processor, seed)
             figures = evaluate(build(name, model, onnx, pictures), processor, arguments.scenes, split="test")
