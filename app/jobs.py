@@ -1,16 +1,18 @@
-"""What the command is asked to do, before any of it is done: which pictures, and where the results of each go."""
+"""What the command is asked to do, before any of it is done: which pictures and clips, and where their results go."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from maftplus.app.video import is_video, is_video_result, video_result_paths
 from maftplus.pictures.files import list_pictures
-from maftplus.pictures.results import check_replaceable, is_result, result_paths
+from maftplus.pictures.results import check_replaceable, confidence_path, heatmap_paths, is_result, result_paths
 from maftplus.reading_maftplus import is_url
 
 
 class Job(NamedTuple):
-    """A picture (path or URL), and folder and name without ending of its results."""
+    """A picture (path or URL) or a clip, and folder and name without ending of its results."""
 
     path: str
     stem: Path
@@ -33,9 +35,12 @@ def plan_jobs(pictures: list[str], out: Path) -> list[Job]:
     return jobs
 
 
-def check_results(jobs: list[Job], overwrite: bool = False) -> None:
+def check_results(jobs: list[Job], overwrite: bool = False, heatmap_words: Sequence[str] = ()) -> None:
     """
     Look at every place that a result is to take, before anything is computed.
+
+    Args:
+        heatmap_words: Words that get a heat map each.
 
     Raises:
         ValueError: if a file stands there that we did not write, unless `overwrite`; if it is one of the pictures,
@@ -43,10 +48,12 @@ def check_results(jobs: list[Job], overwrite: bool = False) -> None:
     """
     sources = {Path(job.path).resolve() for job in jobs if not is_url(job.path)}
     for job in jobs:
-        for path in result_paths(job.stem).values():
+        maps = [*heatmap_paths(job.stem, heatmap_words), confidence_path(job.stem)] if heatmap_words else []
+        paths = video_result_paths(job.stem) if is_video(job.path) else result_paths(job.stem)
+        for path in (*paths.values(), *maps):
             if path.resolve() in sources:
                 raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
-            if not overwrite:
+            if not overwrite and not (is_video(job.path) and is_video_result(path)):
                 check_replaceable(path)
 
 

@@ -1,4 +1,7 @@
-"""Loading a model for the command: a folder or a name on the Hub, and in one line what is wrong with it."""
+"""Loading a model for the command: a folder, a name that `maftplus get` knows, or one on the Hub.
+
+What is wrong with it is said in one line.
+"""
 
 import json
 from pathlib import Path
@@ -9,11 +12,27 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
+from maftplus.conversion.registry import find_model
 from maftplus.deploy.precision import AUTO, choose_dtype
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
 MODEL_TYPES = ("maftplus", "maftplus_exported")  # of config.json
+
+
+def resolve_model(model: str | None) -> str:
+    """
+    The folder that a model's name stands for (`find_model`); what is no name is given back.
+
+    Raises:
+        ValueError: without a model, or for the name of one that is not here.
+    """
+    if model is None:
+        raise ValueError(
+            "--model is missing: give a model folder or name; --model shapes is the one that comes with the package, "
+            "which knows a synthetic world of coloured shapes and no photograph."
+        )
+    return find_model(model)
 
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = AUTO) -> MaftPlusSegmentationPipeline:
@@ -23,6 +42,7 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = AUTO) -> M
     Raises:
         ValueError: if it is none, saying what it lacks, or if the device is none.
     """
+    model = resolve_model(model)
     check_model_folder(model)
     check_device(device)
     logging.disable_progress_bar()

@@ -1,6 +1,8 @@
 """The loop of `maftplus segment`: pictures in, results and tables out; one that fails is named and the rest go on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -8,11 +10,14 @@ from transformers.utils import logging
 
 from maftplus.app.command import echo_error
 from maftplus.app.jobs import Job
-from maftplus.app.tables import print_table, with_progress
-from maftplus.pictures.results import write_results
+from maftplus.app.tables import count_frames, print_table, print_tracks, with_progress
+from maftplus.app.video import segment_video
+from maftplus.pictures.heatmap import heatmap_image
+from maftplus.pictures.results import confidence_path, heatmap_paths, write_results
 from maftplus.pictures.segments import segments_from_pipeline
 from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 from maftplus.reading_maftplus import read_picture
+from maftplus.words_maftplus import parse_distractors, split_distractors
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +30,8 @@ class Segmenter:
 
     Args:
         pipe: The pipeline.
-        options: Its arguments: `candidate_labels`, `stuff_labels`, `subtask`, thresholds.
+        options: Its arguments: `candidate_labels`, `stuff_labels`, `subtask`, thresholds; with
+            `return_score_maps` heat maps are drawn.
         overwrite: Replace files that we did not write.
         is_quiet: Print errors only.
 
@@ -42,6 +48,8 @@ class Segmenter:
     ):
         self.pipe, self.options, self.overwrite, self.is_quiet = pipe, options, overwrite, is_quiet
         self.classes, self.stuff_ids = pipe.classes_and_stuff(options["candidate_labels"], options["stuff_labels"])
+        distractors = parse_distractors(options.get("distractor_labels"), pipe.processor.do_split_synonyms)
+        self.distractors = split_distractors(self.classes, distractors)[0]
 
     def run(self, jobs: Sequence[Job], batch_size: int = 1) -> list[str]:
         """Segment and write every picture. Returns the paths of those that failed."""
@@ -58,7 +66,7 @@ class Segmenter:
         return failed
 
     def _with_progress(self, jobs: Sequence[Job]) -> Iterable[Job]:
-        return jobs if self.is_quiet or len(jobs) == 1 else with_progress(jobs, "Segmenting")
+        return jobs if self.is_quiet or len(jobs) <= 1 else with_progress(jobs, "Segmenting")
 
     def _read(self, job: Job) -> Image.Image | None:
         try:
@@ -81,18 +89,54 @@ class Segmenter:
         written = (self._write(job, picture, result) for (job, picture), result in zip(batch, results))
         return [path for path in written if path is not None]
 
-    def _write(self, job: Job, picture: Image.Image, result: list[dict[str, Any]]) -> str | None:
+    def _write(self, job: Job, picture: Image.Image, result: list[dict[str, Any]] | dict[str, Any]) -> str | None:
         """The picture's path if its results cannot be written."""
         try:
-            segments = segments_from_pipeline(result, self.stuff_ids)
+            has_maps = isinstance(result, dict)
+            drawings = _plan_maps(job.stem, picture, result) if has_maps else {}
+            segments = segments_from_pipeline(result["segments"] if has_maps else result, self.stuff_ids)
             about = {"image": job.path, "task": self.options["subtask"], "labels": self.classes}
-            written = write_results(job.stem, picture, segments, about, self.overwrite)
+            optional = {"distractors": self.distractors, "heatmaps": [path.name for path in drawings]}
+            about |= {name: value for name, value in optional.items() if value}
+            written = write_results(job.stem, picture, segments, about, self.overwrite, drawings)
         except (ValueError, OSError) as error:
             _tell(job, error)
             return job.path
         if not self.is_quiet:
             print_table(job.path, segments, written["overlay"])
         return None
+
+
+def _plan_maps(stem: Path, picture: Image.Image, result: dict[str, Any]) -> dict[Path, Callable[[], Image.Image]]:
+    """What draws the heat map of every word, and that of the best word's score, by where they go."""
+    maps = zip(heatmap_paths(stem, result["labels"]), result["labels"], result["score_maps"])
+    drawings = {path: partial(heatmap_image, picture, scores.numpy(), word) for path, word, scores in maps}
+    title = "confidence: the best word's score"
+    return {**drawings, confidence_path(stem): partial(heatmap_image, picture, result["confidence"].numpy(), title)}
+
+
+def segment_clips(
+    pipe: MaftPlusSegmentationPipeline, jobs: Sequence[Job], is_quiet: bool = False, **options: Any
+) -> list[str]:
+    """
+    Segment and write every clip (`maftplus.app.video.segment_video`, whose `options` these are), and print its tracks.
+    Returns the paths of those that failed; of one that is broken, what came before is written.
+    """
+    failed = []
+    for job in jobs:
+        try:
+            with count_frames(job.path, is_quiet) as progress:
+                result = segment_video(job.path, job.stem, pipe, progress=progress, **options)
+        except (ValueError, OSError) as error:
+            _tell(job, error)
+            failed.append(job.path)
+            continue
+        if not is_quiet:
+            print_tracks(job.path, result)
+        if result.error is not None:
+            echo_error(result.error)
+            failed.append(job.path)
+    return failed
 
 
 def _tell(job: Job, error: Exception) -> None:

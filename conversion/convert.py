@@ -8,7 +8,7 @@ Every tensor is renamed, cut or transposed, none is computed: the converted mode
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +111,7 @@ def convert(
     training_classes: list[str | list[str]] | None = None,
     show_progress: bool = False,
     first_masked_layer: int | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """
     Convert a checkpoint to the folder `out`, ready for `from_pretrained` and for the Hub. Nothing is left if it fails.
@@ -128,6 +129,7 @@ def convert(
         show_progress: Draw a progress bar on the terminal.
         first_masked_layer: MAFT: the first layer of the ViT that reads masks. Default: 8, which the released code has
             for every tower; for `MAFT_Vitl.pt` its author names 16.
+        notes: Sentences to add to the card's own.
 
     Returns:
         `out`.
@@ -142,6 +144,7 @@ def convert(
     if first_masked_layer is not None:
         overrides["clip_config"] = {**overrides.get("clip_config", {}), "first_masked_layer": first_masked_layer}
     conversion = plan_conversion(state, path, task, overrides, proposer)
+    conversion.notes += notes
     conversions = [conversion] if teacher_out is None else [conversion, plan_teacher(state, conversion)]
     processor = build_processor(conversion, load_tokenizer(tokenizer, source), training_classes)
     with new_folders(outs) as folders:

@@ -15,6 +15,7 @@ PUBLISHED_MIOU = {  # mIoU on A-847, A-150, PC-459, PC-59, PAS-20, as the papers
     "MAFT ViT-L": (12.12, 32.05, 15.68, 58.01, 92.14),
     "MAFT+ base": (13.8, 34.6, 16.2, 57.5, 95.4),
     "MAFT+ large": (15.1, 36.1, 21.6, 59.4, 96.5),
+    "FC-CLIP large": (14.8, 34.1, 18.2, 58.4, 95.4),
 }
 PUBLISHED_PANOPTIC = {"MAFT+ large": (27.1, 73.5, 32.9)}  # PQ, SQ, RQ on ADE20K
 PAPERS = {
@@ -90,6 +91,13 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def published_figures(name: str | None, task: str | None) -> str | None:
+    """The paper's figures for a variant on one line; None where there are none."""
+    if task == "panoptic" and name in PUBLISHED_PANOPTIC:
+        return "PQ {}, SQ {}, RQ {}".format(*PUBLISHED_PANOPTIC[name])
+    return " / ".join(map(str, PUBLISHED_MIOU[name])) if name in PUBLISHED_MIOU else None
+
+
 def code_span(text: str) -> str:
     """Any text, such as a file's name, as code in Markdown: it stays on its line and nothing in it is markup."""
     printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
@@ -153,4 +161,4 @@ def _license_note(kind: str) -> list[str]:
     ]
 
 
-__all__ = ["code_span", "model_card"]
+__all__ = ["code_span", "model_card", "published_figures"]

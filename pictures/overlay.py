@@ -18,15 +18,22 @@ BACKGROUND, INK, FAINT_INK = (255, 255, 255), (28, 30, 34), (110, 116, 124)
 
 def overlay_image(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
     """The picture under coloured, outlined, numbered segments, and a legend: number, label, score, share of area."""
-    canvas = picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
     colours = [segment_colour(index) for index in range(len(segments))]
+    return _with_legend(paint_segments(picture, segments, colours), segments, colours)
+
+
+def paint_segments(
+    picture: Image.Image, segments: Sequence[Segment], colours: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    """The picture, in a size at which lines can be seen, under its segments, each in its colour and with its id."""
+    canvas = picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
     masks = [_enlarge(segment.mask, canvas.size) for segment in segments]
     order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
     for index in order:
         _paint(canvas, masks[index], colours[index])
     for index in order:
         _write_number(canvas, masks[index], segments[index].id, colours[index])
-    return _with_legend(canvas, segments, colours)
+    return canvas
 
 
 def _canvas_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -136,4 +143,4 @@ def _draw_row(draw: ImageDraw.ImageDraw, row: tuple, corner: tuple[int, int], li
     draw.text((x + font.getlength(f"{name}   "), middle), details, font=font, anchor="lm", fill=FAINT_INK)
 
 
-__all__ = ["overlay_image", "segment_colour"]
+__all__ = ["overlay_image", "paint_segments", "segment_colour"]

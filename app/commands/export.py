@@ -21,7 +21,7 @@ class ExportPrecision(str, Enum):
 
 @command()
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder, or its name on the Hub.")],
+    model: Annotated[str, typer.Argument(help="Model folder or name.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
     runtime: Annotated[Runtime, typer.Option(help="What is to run it.")] = Runtime.onnx,
     int8: Annotated[bool, typer.Option("--int8", help="8 bits; needs --calibrate.")] = False,
@@ -34,9 +34,10 @@ def export(
     verify: Annotated[bool, typer.Option(help="Compare with torch; beyond tolerance the exit code is 1.")] = True,
 ) -> None:
     """Make a folder that runs without torch's network: graph, configuration, processor, text tower, and the proof."""
+    from maftplus.app.models import resolve_model
     from maftplus.deploy.export import export as export_model
 
-    report = export_model(model, out, runtime.value, int8, calibrate, dtype.value, do_verify=verify)
+    report = export_model(resolve_model(model), out, runtime.value, int8, calibrate, dtype.value, do_verify=verify)
     for line in report.lines():
         typer.echo(line)
     if not report.is_within:
