@@ -1,9 +1,9 @@
 """Whether exported graphs compute what the model computes: `python benchmarks/parity.py --models shapes base maft`.
 
 For every model and runtime a batch of pictures a shape that the exporter never saw; the columns are those of the
-card that `maftplus export` writes. `shapes` is the shipped model. `base` and `maft` (ViT-B) have full size and random
-weights, made sensitive: no layer scale near zero, so that every layer matters (`sensitive_weights`). The exit code is 1 beyond a
-tolerance. The large ones take about three minutes of one core each.
+card that `maftplus export` writes. `shapes` is the shipped model. `base` and `maft` (ViT-B) have full size and
+random weights, made sensitive: no layer scale near zero, so that every layer matters (`sensitive_weights`). The exit
+code is 1 beyond a tolerance. The large ones take about three minutes of one core each.
 """
 
 import argparse
