@@ -22,6 +22,11 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "evaluate": "train",
     "gdown": "get",
     "matplotlib": "train",
+    "nncf": "openvino",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
     "yaml": "train",
 }
 

@@ -32,6 +32,9 @@ NOT_RUN = [
         "python tests/check_reference.py FOLDER",
         "tensors recorded from the original code, which are not in this repository",
     ),
+    ("docs/integrations.md", "import fiftyone", "fiftyone"),
+    ("docs/integrations.md", "import numpy as np", "label-studio-ml"),
+    ("docs/integrations.md", "import cvat_sdk.auto_annotation as cvataa", "cvat-sdk"),
     ("docs/evaluate.md", "maftplus prepare ade20k_panoptic datasets", "the full ADE20K with its instances"),
     ("docs/experiments.md", "python shapes/ablation.py", "two hours of two cores"),
     (
