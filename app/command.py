@@ -21,6 +21,8 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "datasets": "train",
     "evaluate": "train",
     "matplotlib": "train",
+    "pyarrow": "scale",
+    "ray": "scale",
     "yaml": "train",
 }
 
