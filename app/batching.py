@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import resource
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,8 +48,14 @@ class Totals:
     counts: Counter = field(default_factory=Counter)
     seconds: Counter = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    first_seen: float | None = None  # when the first shard came
+    last_seen: float = 0.0
+    num_first: int = 0  # its pictures
 
     def add(self, report: ShardReport) -> None:
+        self.last_seen = time.perf_counter()
+        if self.first_seen is None:
+            self.first_seen, self.num_first = self.last_seen, report.num_pictures
         if report.failure is not None:
             self.failures.append(f"shard {report.shard} {report.failure}")
             return
@@ -64,7 +72,12 @@ class Totals:
         pictures = max(1, self.counts["pictures"])
         stages = [f"{name} {1000 * value / pictures:.2f}" for name, value in self.seconds.items()]
         per_picture = f"{self.counts['bytes'] / pictures:.0f} bytes of results a picture"
-        return [f"processor milliseconds a picture: {', '.join(stages)}; {per_picture}"]
+        lines = [f"processor milliseconds a picture: {', '.join(stages)}; {per_picture}"]
+        if self.counts["shards"] > 1:
+            rate = (pictures - self.num_first) / (self.last_seen - self.first_seen)
+            lines.append(f"pictures a second after the first shard: {rate:.1f}")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return [*lines, f"most memory of this process: {memory:.0f} MiB"]
 
 
 def run_batch(asked: Batch, is_resumed: bool = False, is_quiet: bool = False) -> Totals:
@@ -78,7 +91,7 @@ def run_batch(asked: Batch, is_resumed: bool = False, is_quiet: bool = False) ->
     load = functools.partial(load_pipeline, _find_model(asked.model), asked.device, asked.dtype)
     pipe = load()
     words = encode_words(pipe, **asked.words)
-    task = _make_task(asked, load, model_identity(pipe, asked.model))
+    task = _make_task(asked, load, model_identity(pipe, os.path.basename(load.args[0])))
     del pipe
     shards = list_shards(task.source, asked.shard_size, asked.column, skip=task.folder.address)
     facts = job_facts(task, words, shard_size=asked.shard_size, dtype=asked.dtype)

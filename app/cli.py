@@ -14,10 +14,11 @@ from maftplus.app.commands.batch import batch
 from maftplus.app.commands.convert import convert
 from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.prepare import prepare
+from maftplus.app.commands.report import report
 from maftplus.app.commands.segment import segment
 from maftplus.app.commands.verify import verify
 
-COMMANDS = (segment, batch, convert, inspect, prepare, verify)  # in the order of the help
+COMMANDS = (segment, batch, report, convert, inspect, prepare, verify)  # in the order of the help
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

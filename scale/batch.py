@@ -6,6 +6,7 @@ doing it twice changes nothing. Its own checkpoints of rows are not used: they k
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -72,6 +73,8 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     here = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     try:
         ray.init(address, logging_level="ERROR", log_to_driver=False, **(here if address is None else {}))
@@ -112,8 +115,7 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
         compute=ActorPoolStrategy(size=min(pool.num_workers, len(shards)), max_tasks_in_flight_per_actor=2),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        max_restarts=-1,
-        max_task_retries=MAX_RETRIES,
+        ray_remote_args_fn=_retries,
         fn_constructor_kwargs={"task": task, "words": words},
     )
     try:
@@ -121,6 +123,11 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
             yield ShardReport(**{**row, "seconds": json.loads(row["seconds"])})
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"the workers failed: {_last_line(error)}") from error
+
+
+def _retries() -> dict[str, int]:
+    """A picture over which the whole process dies, each time, must end the job rather than keep it for ever."""
+    return {"max_task_retries": MAX_RETRIES}
 
 
 def run_job(task: Task, words: Words, pool: Pool, num_shards: int) -> Iterator[ShardReport]:

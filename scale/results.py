@@ -1,5 +1,6 @@
 """Reading the results of a job, shard by shard; masks are decoded when they are looked at."""
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,9 +58,23 @@ class Results:
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """A table a shard, in the order of the shards."""
+        for _, table in self.numbered_tables(columns):
+            yield table
+
+    def numbered_tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """Each with the number of its shard."""
         for path in self._paths():
+            number = int(posixpath.basename(path).removeprefix("shard-").removesuffix(".parquet"))
             with self.folder.system.open_input_file(path) as file:
-                yield pq.read_table(file, columns=columns)
+                yield number, pq.read_table(file, columns=columns)
+
+    def row(self, shard: int, key: str) -> dict[str, Any]:
+        """One row. Raises KeyError if the shard has no such key."""
+        with self.folder.system.open_input_file(self.folder.result_path(shard)) as file:
+            rows = pq.read_table(file, filters=[("key", "=", key)]).to_pylist()
+        if not rows:
+            raise KeyError(key)
+        return rows[0]
 
     def as_dataset(self) -> Any:
         """The same rows as a `datasets.Dataset`; needs `datasets`."""
