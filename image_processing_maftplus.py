@@ -22,18 +22,18 @@ from transformers.processing_utils import ImagesKwargs
 
 from .postprocessing_maftplus import (
     DEFAULT_THRESHOLD,
-    check_shares,
     coco_run_lengths,
     draw_instances,
     drop_empty,
     find_instances,
-    in_float32,
+    hide_distractors,
     instance_infos,
     panoptic_segments,
-    read_predictions,
+    score_maps,
     semantic_map,
     semantic_scores,
 )
+from .predictions_maftplus import check_shares, in_float32, read_predictions
 from .reading_maftplus import Picture, as_picture, read_label_map, read_picture, to_8_bits
 
 SEMANTIC_RESIZES = ("class_maps", "mask_logits")
@@ -155,7 +155,11 @@ class MaftPlusImageProcessorMixin:
 
     @in_float32
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes=None, return_segmentation_scores: bool = False
+        self,
+        outputs,
+        target_sizes=None,
+        return_segmentation_scores: bool = False,
+        distractor_ids: Iterable[int] | None = None,
     ) -> list:
         """
         The class of every pixel: arg max of the sum over queries of p(class) x sigmoid(mask).
@@ -166,23 +170,48 @@ class MaftPlusImageProcessorMixin:
             target_sizes: (height, width) of every result; `None`: the unpadded input's.
             return_segmentation_scores: Also give the scores. They are classes x height x width numbers; without them
                 no more than a tile of that is ever held.
+            distractor_ids: Classes that compete and are not reported: where one is best, the map holds -1.
 
         Returns:
             A list of maps (height, width) int64 with classes from 0 to K-1; with scores, a list of
             `SemanticSegmentationPostProcessorOutput` (`segmentation`, `segmentation_scores` (K, height, width)).
 
         Raises:
-            ValueError: for `target_sizes` of another length than the batch, or logits that are NaN or infinite.
+            ValueError: for `target_sizes` of another length than the batch, logits that are NaN or infinite, or
+                distractors that are no classes or all of them.
         """
         results = []
-        for item in read_predictions(outputs, target_sizes):
+        for item in read_predictions(outputs, target_sizes, distractor_ids=distractor_ids):
             if return_segmentation_scores:
                 scores = semantic_scores(item, self.semantic_resize)
-                data = {"segmentation": scores.argmax(0), "segmentation_scores": scores}
+                data = {"segmentation": hide_distractors(scores.argmax(0), item), "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
                 results.append(semantic_map(item, self.semantic_resize))
         return results
+
+    @in_float32
+    def post_process_score_maps(
+        self, outputs, target_sizes=None, distractor_ids: Iterable[int] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """
+        How much every label is believed in at every pixel. Each map is made tile by tile; the maps themselves are all
+        that is held, and they may have 2^28 numbers (1 GiB) a picture.
+
+        Args:
+            outputs, target_sizes, distractor_ids: As in `post_process_semantic_segmentation`.
+
+        Returns:
+            One dictionary a picture: `score_maps` (labels, height, width) float32, without the distractors and in
+            [0, 1]: a pixel's class scores, divided by their sum where that exceeds 1; what is missing to 1 is void or
+            a distractor. `confidence` (height, width) is the largest of them.
+
+        Raises:
+            ValueError: as above, and for larger maps.
+        """
+        items = read_predictions(outputs, target_sizes, distractor_ids=distractor_ids)
+        maps = (score_maps(item, self.semantic_resize) for item in items)
+        return [dict(zip(("score_maps", "confidence"), pair)) for pair in maps]
 
     @in_float32
     def post_process_panoptic_segmentation(
@@ -193,6 +222,8 @@ class MaftPlusImageProcessorMixin:
         overlap_mask_area_threshold: float = 0.7,
         label_ids_to_fuse: Iterable[int] | None = None,
         target_sizes=None,
+        distractor_ids: Iterable[int] | None = None,
+        min_margin: float = 0.0,
     ) -> list[dict[str, Any]]:
         """
         Segments that do not overlap: things one by one, stuff merged by class.
@@ -205,10 +236,14 @@ class MaftPlusImageProcessorMixin:
                 share of its mask.
             label_ids_to_fuse: Classes that are stuff; `None`: `outputs.stuff_classes`, or none.
             target_sizes: (height, width) of every result; `None`: the unpadded input's.
+            distractor_ids: Classes that compete for queries and pixels and are not reported: void where they win.
+            min_margin: A query counts if s1 * sqrt(s1 - s2) is at least `min_margin` ** 1.25, where s1 and s2 are its
+                two best probabilities after void, distractors included (s2 = 0 for a single class). 0 keeps all.
 
         Returns:
             One dictionary a picture: `segmentation` (height, width) int32, 0 is void, and `segments_info`, a list of
-            `id` (from 1, no two alike), `label_id`, `was_fused` (is stuff), `score`. Without any segment the map is
+            `id` (from 1, no two alike), `label_id`, `was_fused` (is stuff), `score`, and `second_label_id` and
+            `second_score` of the next best label (`None` where there is no other). Without any segment the map is
             all 0 and the list empty.
 
         Raises:
@@ -218,10 +253,11 @@ class MaftPlusImageProcessorMixin:
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
+            min_margin=min_margin,
         )
         results = []
-        for item in read_predictions(outputs, target_sizes, label_ids_to_fuse):
-            segments = panoptic_segments(item, threshold, mask_threshold, overlap_mask_area_threshold)
+        for item in read_predictions(outputs, target_sizes, label_ids_to_fuse, distractor_ids):
+            segments = panoptic_segments(item, threshold, mask_threshold, overlap_mask_area_threshold, min_margin)
             results.append(dict(zip(("segmentation", "segments_info"), segments)))
         return results
 
@@ -237,6 +273,8 @@ class MaftPlusImageProcessorMixin:
         return_binary_maps: bool = False,
         label_ids_to_fuse: Iterable[int] | None = None,
         top_k: int = 100,
+        distractor_ids: Iterable[int] | None = None,
+        min_margin: float = 0.0,
     ) -> list[dict[str, Any]]:
         """
         Objects that may overlap, best first: the `top_k` best pairs of query and class whose class is a thing.
@@ -252,10 +290,13 @@ class MaftPlusImageProcessorMixin:
             return_binary_maps: `segmentation` is one tensor (N, height, width) bool.
             label_ids_to_fuse: Classes that are stuff and left out; `None`: `outputs.stuff_classes`, or none.
             top_k: Taken over all pairs, before stuff is left out.
+            distractor_ids: Classes that are not reported: a query whose best class is one of them is no object.
+            min_margin: As above; only a query's best class counts then.
 
         Returns:
             One dictionary a picture: `segmentation` as chosen above, otherwise ids (height, width) int32 with 0 for
-            void, and `segments_info`, a list of `id` (from 1), `label_id`, `was_fused` (False), `score`.
+            void, and `segments_info`, a list of `id` (from 1), `label_id`, `was_fused` (False), `score`,
+            `second_label_id` and `second_score`.
 
         Raises:
             ValueError: as above, for both `return_` switches at once, for `top_k` below 1, and for thresholds outside
@@ -270,10 +311,11 @@ class MaftPlusImageProcessorMixin:
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
+            min_margin=min_margin,
         )
         results = []
-        for item in read_predictions(outputs, target_sizes, label_ids_to_fuse):
-            instances = drop_empty(find_instances(item, threshold, mask_threshold, top_k), threshold)
+        for item in read_predictions(outputs, target_sizes, label_ids_to_fuse, distractor_ids):
+            instances = drop_empty(find_instances(item, threshold, mask_threshold, top_k, min_margin), threshold)
             if return_binary_maps:
                 segmentation = instances.masks
             elif return_coco_annotation:

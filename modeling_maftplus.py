@@ -160,7 +160,8 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             if input_ids is None:
                 raise ValueError(
                     "No vocabulary: pass `text` to the processor (`input_ids`), or `text_embeds` and `text_class_ids` "
-                    "from `encode_vocabulary`, or store one with `set_vocabulary`."
+                    "from `encode_vocabulary`, store one with `set_vocabulary`, or use MaftPlusSegmentationPipeline, "
+                    "which takes `candidate_labels` (transformers' own pipeline class ignores them)."
                 )
             return Vocabulary(
                 **self.encode_vocabulary(input_ids, attention_mask, prompt_class_ids, prompt_synonym_ids, seen_classes)

@@ -2,16 +2,14 @@
 
 Sources: MAFT+, arXiv 2408.00744, and FC-CLIP, arXiv 2308.02487 (inference); Mask2Former, arXiv 2112.01527 (the three
 post-processings).
-Coordinate frames, outermost first: target h x w (`target_sizes`), unpadded input, padded input H x W (bottom and right
-of the unpadded one), mask grid (usually a quarter of the padded input). All resizing is bilinear, so along one axis it
-is a matrix with a few numbers a row, and a result is made tile by tile from small blocks of the mask grid.
+`predictions_maftplus.py` explains the coordinate frames.
 Shapes: B images, Q queries, K classes (+1 = void, last), N objects of one image.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce, wraps
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,183 +17,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DEFAULT_THRESHOLD = 0.2  # least score of a segment or object that people see
+from .predictions_maftplus import BLOCK, Prediction, logit_bounds, resample, target_logits, tiles
 
-# Results are made in square tiles of the target; no more class scores than this are held at once.
-TILE_EDGE = 96
-TILE_NUMBERS = 1 << 21
-BLOCK = 4  # points of the mask grid, down and across, whose candidate classes are found together
+DEFAULT_THRESHOLD = 0.2  # least score of a segment or object that people see
+VOID = -1  # in a semantic map, where a distractor is best
+
+TILE_NUMBERS = 1 << 21  # no more class scores than this are held at once
+LARGEST_MAPS = 1 << 28  # numbers that score maps may hold, 1 GiB
 FEW_CLASSES = 32  # up to this many, resizing their maps whole is the fastest
-LARGEST_LOGIT = 1e4  # infinite logits would turn into NaN when resized
 ROUNDING = 1e-5  # bounds are widened by this much, so that rounding never excludes a winner
 
 
-@dataclass
-class Prediction:
-    """One picture: class probabilities (Q, K+1), mask logits (Q, h, w) and the linear maps of both axes."""
-
-    probabilities: Tensor
-    masks: Tensor
-    rows: "_Axis"
-    columns: "_Axis"
-    is_stuff: list[bool]
-
-    @property
-    def target_size(self) -> tuple[int, int]:
-        return self.rows.target, self.columns.target
+# --- How clear a query's class is ---
 
 
-class _Axis:
+def clearness(probabilities: Tensor) -> Tensor:
     """
-    Bilinear resizing along one axis as matrices: mask grid -> padded input, cropped -> target.
+    How clearly one class leads in every query, in [0, 1]: s1 * sqrt(s1 - s2), to the power of 1 / 1.25.
 
-    A row of `to_input` (unpadded, grid), `from_input` (target, unpadded) or `to_target` (target, grid), their product,
-    has a few neighbouring numbers. A tile multiplies only that block of them, so no map of the padded size is made.
+    Args:
+        probabilities: (Q, K+1), void last; s1 and s2 are the two best of the others, s2 = 0 with a single class.
+
+    Returns:
+        (Q,); a segment counts if this is at least `min_margin`.
     """
-
-    def __init__(self, grid: int, padded: int, unpadded: int, target: int, like: Tensor):
-        self.target = target
-        self.is_enlarging = padded >= grid  # two neighbours at the input read at most three points of the grid
-        grid_low, grid_high, grid_fraction = (values[:unpadded] for values in _two_nearest(grid, padded))
-        low, high, self.fraction = _two_nearest(unpadded, target)
-        to_input = _matrix(grid_low, grid_high, grid_fraction, grid)
-        from_input = _matrix(low, high, self.fraction, unpadded)
-        matrices = to_input, from_input, from_input @ to_input
-        self.to_input, self.from_input, self.to_target = (matrix.to(like) for matrix in matrices)
-        self.low, self.high, self.grid_low, self.grid_high = (x.tolist() for x in (low, high, grid_low, grid_high))
-
-    def input_span(self, span: slice) -> slice:
-        """The unpadded input's pixels that the target's `span` reads."""
-        return slice(self.low[span.start], self.high[span.stop - 1] + 1)
-
-    def grid_span(self, span: slice) -> slice:
-        """The mask grid's points that the unpadded input's `span` reads."""
-        return slice(self.grid_low[span.start], self.grid_high[span.stop - 1] + 1)
-
-    def block_span(self, span: slice) -> slice:
-        """The blocks of `_candidates` that hold the target's `span`."""
-        first, last = (self.grid_low[self.low[index]] + 1 for index in (span.start, span.stop - 1))
-        return slice(first // BLOCK, last // BLOCK + 1)
+    best = F.pad(probabilities[:, :-1], (0, 1)).topk(2).values  # one class: the second is the zero beside it
+    return (best[:, 0] * (best[:, 0] - best[:, 1]).sqrt()) ** 0.8
 
 
-def _two_nearest(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Two source indices and the second one's weight for every new pixel, in float32 as torch's own resizing."""
-    position = ((torch.arange(new) + 0.5) * (old / new) - 0.5).clamp(min=0)
-    low = position.long().clamp(max=old - 1)
-    return low, (low + 1).clamp(max=old - 1), position - low
+def runners_up(item: Prediction, queries: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """
+    The next best label of every segment beside its own: `second_label_id` and `second_score`; distractors are no
+    labels, and both are `None` where there is no other label.
 
-
-def _matrix(low: Tensor, high: Tensor, fraction: Tensor, old: int) -> Tensor:
-    matrix = torch.zeros(len(low), old)
-    index = torch.arange(len(low))
-    matrix[index, low] += 1 - fraction
-    matrix[index, high] += fraction
-    return matrix
-
-
-def in_float32(post_process):
-    """A method (self, outputs, ...) without gradients and, under autocast, not in half precision: edges would move."""
-
-    @wraps(post_process)
-    def method(self, outputs, *args, **kwargs):
-        device = outputs.masks_queries_logits.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            return post_process(self, outputs, *args, **kwargs)
-
-    return method
-
-
-def read_predictions(outputs, target_sizes, label_ids_to_fuse: Iterable[int] | None = None) -> Iterator[Prediction]:
-    """The batch, checked, picture by picture, in float32."""
-    class_logits, mask_logits = outputs.class_queries_logits, outputs.masks_queries_logits
-    _check_logits(class_logits, mask_logits)
-    batch, num_classes = len(class_logits), class_logits.shape[-1] - 1
-    padded = _sizes(outputs, "padded_sizes") or [tuple(4 * edge for edge in mask_logits.shape[-2:])] * batch
-    unpadded = _sizes(outputs, "unpadded_sizes") or padded
-    targets = unpadded if target_sizes is None else _checked_targets(target_sizes, batch)
-    stuff = _stuff_classes(outputs, label_ids_to_fuse, batch, num_classes)
-    for index in range(batch):
-        masks = mask_logits[index].float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        axes = [_Axis(*sizes, masks) for sizes in zip(masks.shape[1:], padded[index], unpadded[index], targets[index])]
-        yield Prediction(class_logits[index].float().softmax(-1), masks, *axes, stuff[index])
-
-
-def check_shares(**values: float) -> None:
-    """Raises ValueError, with the name, unless every value lies between 0 and 1."""
-    for name, value in values.items():
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"`{name}` must lie between 0 and 1, got {value}.")
-
-
-def _check_logits(class_logits: Tensor, mask_logits: Tensor) -> None:
-    if class_logits.ndim != 3 or mask_logits.ndim != 4 or class_logits.shape[:2] != mask_logits.shape[:2]:
-        raise ValueError(
-            "`outputs` must have `class_queries_logits` (B, Q, K+1) and `masks_queries_logits` (B, Q, h, w), got "
-            f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}."
-        )
-    if class_logits.shape[-1] < 2:
-        raise ValueError("`outputs.class_queries_logits` must hold at least one class beside void.")
-    for name, logits in (("class_queries_logits", class_logits), ("masks_queries_logits", mask_logits)):
-        if logits.isnan().any():
-            raise ValueError(f"`outputs.{name}` contains NaN; in half precision try bfloat16 or float32.")
-    if class_logits.isinf().any():
-        raise ValueError("`outputs.class_queries_logits` is infinite somewhere; in half precision try bfloat16.")
-
-
-def _sizes(outputs, name: str) -> list[tuple[int, int]] | None:
-    sizes = getattr(outputs, name, None)
-    return None if sizes is None else [tuple(map(int, size)) for size in sizes]
-
-
-def _checked_targets(target_sizes, batch: int) -> list[tuple[int, int]]:
-    sizes = [tuple(map(int, size)) for size in target_sizes]
-    if len(sizes) != batch:
-        raise ValueError(f"`target_sizes` has {len(sizes)} entries for {batch} images; give (height, width) for each.")
-    if any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` must be positive pairs (height, width), got {sizes}.")
-    return sizes
-
-
-def _stuff_classes(outputs, label_ids: Iterable[int] | None, batch: int, num_classes: int) -> list[list[bool]]:
-    recorded = getattr(outputs, "stuff_classes", None)
-    if label_ids is None:
-        return [[False] * num_classes] * batch if recorded is None else recorded.bool().tolist()
-    label_ids = {int(label) for label in label_ids}
-    wrong = sorted(label for label in label_ids if not 0 <= label < num_classes)
-    if wrong:
-        raise ValueError(f"`label_ids_to_fuse` must lie between 0 and {num_classes - 1}, got {wrong}.")
-    return [[label in label_ids for label in range(num_classes)]] * batch
-
-
-def _tiles(item: Prediction) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of every tile of the target."""
-    height, width = item.target_size
-    for top in range(0, height, TILE_EDGE):
-        for left in range(0, width, TILE_EDGE):
-            yield slice(top, min(top + TILE_EDGE, height)), slice(left, min(left + TILE_EDGE, width))
-
-
-def _resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Maps (Q, a, b) with the matrices (h, a) and (w, b) -> (Q, h, w)."""
-    return torch.bmm(rows.expand(len(maps), -1, -1), maps) @ columns.T
-
-
-def target_logits(item: Prediction, rows: slice, columns: slice, queries: Tensor | slice = slice(None)) -> Tensor:
-    """Mask logits of the target's tile (Q, tile height, tile width)."""
-    y, x = _grid_block(item, rows, columns)
-    return _resample(item.masks[:, y, x][queries], item.rows.to_target[rows, y], item.columns.to_target[columns, x])
-
-
-def _grid_block(item: Prediction, rows: slice, columns: slice) -> tuple[slice, slice]:
-    """The mask grid's points that a tile of the target reads."""
-    return tuple(axis.grid_span(axis.input_span(s)) for axis, s in ((item.rows, rows), (item.columns, columns)))
-
-
-def _logit_bounds(item: Prediction, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-    """Least and largest mask logit of every query in a tile: resizing does not leave the range of what it reads."""
-    y, x = _grid_block(item, rows, columns)
-    block = item.masks[:, y, x].flatten(1)
-    return block.amin(1), block.amax(1)
+    Args:
+        queries, labels: (N,), the query and the class of every segment.
+    """
+    others = item.probabilities[queries, :-1]
+    others[:, item.is_distractor] = -1
+    scores, seconds = others.scatter(1, labels[:, None], -1).max(1)
+    pairs = zip(seconds.tolist(), scores.tolist())
+    return [
+        {"second_label_id": label, "second_score": round(score, 6)}
+        if score >= 0
+        else {"second_label_id": None, "second_score": None}
+        for label, score in pairs
+    ]
 
 
 # --- Semantic ---
@@ -203,7 +70,8 @@ def _logit_bounds(item: Prediction, rows: slice, columns: slice) -> tuple[Tensor
 
 def semantic_map(item: Prediction, semantic_resize: str) -> Tensor:
     """
-    The best class of every pixel of the target, tile by tile, each with the few classes that can win there.
+    The best class of every pixel of the target, tile by tile, each with the few classes that can win there; `VOID`
+    where that is a distractor.
 
     Raises:
         ValueError: without a query, as no class would be better than another.
@@ -213,13 +81,18 @@ def semantic_map(item: Prediction, semantic_resize: str) -> Tensor:
     weights = item.probabilities[:, :-1].T.contiguous()  # (K, Q)
     candidates = _candidates(item, weights)
     result = torch.empty(item.target_size, dtype=torch.int64, device=weights.device)
-    for rows, columns in _tiles(item):
+    for rows, columns in tiles(item):
         blocks = candidates[:, item.rows.block_span(rows), item.columns.block_span(columns)]
         classes = blocks.flatten(1).any(1).nonzero()[:, 0].to(weights.device)
         if len(classes) > 1:
             classes = classes[best_class(item, weights[classes], rows, columns)]
         result[rows, columns] = classes
-    return result
+    return hide_distractors(result, item)
+
+
+def hide_distractors(labels: Tensor, item: Prediction) -> Tensor:
+    """A map of classes (height, width) with `VOID` in the place of distractors."""
+    return labels.masked_fill(item.is_distractor[labels], VOID) if item.is_distractor.any() else labels
 
 
 def _candidates(item: Prediction, weights: Tensor) -> Tensor:
@@ -263,7 +136,7 @@ def _best_by_class_maps(item: Prediction, weights: Tensor, rows: slice, columns:
         return _best_between(weights, masks, *_corners(item, rows, columns))
     y, x = item.rows.input_span(rows), item.columns.input_span(columns)
     class_maps = (weights @ masks.flatten(1)).view(-1, *masks.shape[1:])
-    return _resample(class_maps, item.rows.from_input[rows, y], item.columns.from_input[columns, x]).max(0).indices
+    return resample(class_maps, item.rows.from_input[rows, y], item.columns.from_input[columns, x]).max(0).indices
 
 
 def _best_between(weights: Tensor, masks: Tensor, rows, columns) -> Tensor:
@@ -289,7 +162,7 @@ def _input_masks(item: Prediction, rows: slice, columns: slice) -> Tensor:
     """Mask probabilities of the unpadded input's pixels that a tile reads (Q, a, b)."""
     y, x = item.rows.input_span(rows), item.columns.input_span(columns)
     grid_y, grid_x = item.rows.grid_span(y), item.columns.grid_span(x)
-    logits = _resample(item.masks[:, grid_y, grid_x], item.rows.to_input[y, grid_y], item.columns.to_input[x, grid_x])
+    logits = resample(item.masks[:, grid_y, grid_x], item.rows.to_input[y, grid_y], item.columns.to_input[x, grid_x])
     return logits.sigmoid_()
 
 
@@ -329,35 +202,87 @@ def _require_queries(item: Prediction) -> None:
 
 def semantic_scores(item: Prediction, semantic_resize: str) -> Tensor:
     """All class maps (K, height, width). Raises as `semantic_map`."""
-    _require_queries(item)
-    weights = item.probabilities[:, :-1].T
-    scores = weights.new_empty(len(weights), *item.target_size)
-    for rows, columns in _tiles(item):
-        if semantic_resize == "mask_logits":
-            masks = target_logits(item, rows, columns).sigmoid_()
-        else:
-            y, x = item.rows.input_span(rows), item.columns.input_span(columns)
-            matrices = item.rows.from_input[rows, y], item.columns.from_input[columns, x]
-            masks = _resample(_input_masks(item, rows, columns), *matrices)
-        scores[:, rows, columns] = (weights @ masks.flatten(1)).view(-1, *masks.shape[1:])
+    scores = item.probabilities.new_empty(item.num_classes, *item.target_size)
+    for rows, columns, tile in _class_scores(item, semantic_resize):
+        scores[:, rows, columns] = tile
     return scores
+
+
+def score_maps(item: Prediction, semantic_resize: str) -> tuple[Tensor, Tensor]:
+    """
+    How much every label is believed in everywhere: its share of the class scores, distractors included, where these
+    exceed 1 in sum, else its score; so the labels add up to at most 1, and what is missing is void or a distractor.
+    Where labels alone compete, the largest of them is the semantic result.
+
+    Returns:
+        Maps (labels, height, width), and the largest of them (height, width), both float32 in [0, 1].
+
+    Raises:
+        ValueError: as `semantic_map`, and for maps of more than `LARGEST_MAPS` numbers.
+    """
+    is_label = ~item.is_distractor
+    size = (int(is_label.sum()), *item.target_size)
+    if math.prod(size) > LARGEST_MAPS:
+        raise ValueError(
+            f"Score maps of {size[0]} labels at {size[1]} x {size[2]} pixels would hold more than {LARGEST_MAPS:,} "
+            "numbers; ask for fewer labels at a time, or give a smaller picture."
+        )
+    maps, confidence = item.probabilities.new_empty(size), item.probabilities.new_empty(size[1:])
+    for rows, columns, tile in _class_scores(item, semantic_resize):
+        shares = (tile / tile.sum(0).clamp(min=1))[is_label]
+        maps[:, rows, columns] = shares
+        confidence[rows, columns] = shares.amax(0)
+    return maps, confidence
+
+
+def _class_scores(item: Prediction, semantic_resize: str) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and class scores (K, tile height, tile width) of every tile of the target."""
+    _require_queries(item)
+    for rows, columns in tiles(item):
+        yield rows, columns, class_scores_at(item, semantic_resize, rows, columns)
+
+
+def class_scores_at(item: Prediction, semantic_resize: str, rows: slice, columns: slice) -> Tensor:
+    """Class scores of some rows and columns of the target, (K, rows, columns)."""
+    if semantic_resize == "mask_logits":
+        masks = target_logits(item, rows, columns).sigmoid_()
+    else:
+        y, x = item.rows.input_span(rows), item.columns.input_span(columns)
+        matrices = item.rows.from_input[rows, y], item.columns.from_input[columns, x]
+        masks = resample(_input_masks(item, rows, columns), *matrices)
+    return (item.probabilities[:, :-1].T @ masks.flatten(1)).view(-1, *masks.shape[1:])
 
 
 # --- Panoptic ---
 
 
-def panoptic_segments(item: Prediction, threshold: float, mask_threshold: float, overlap_threshold: float):
-    """(segmentation (height, width) int32, segments_info)."""
+def panoptic_segments(
+    item: Prediction, threshold: float, mask_threshold: float, overlap_threshold: float, min_margin: float = 0.0
+):
+    """(segmentation (height, width) int32, segments_info). Pixels that distractors win are nobody's."""
     scores, labels = item.probabilities.max(-1)
-    kept = (labels != item.probabilities.shape[-1] - 1) & (scores > threshold)
-    item, scores, labels = replace(item, masks=item.masks[kept]), scores[kept], labels[kept]
+    kept = (labels != item.num_classes) & (scores > threshold) & (clearness(item.probabilities) >= min_margin)
+    queries = kept.nonzero()[:, 0]
+    scores, labels = scores[kept], labels[kept]
     if not len(scores):
         return torch.zeros(item.target_size, dtype=torch.int32, device=item.masks.device), []
-    winners, won, shown, areas = _compete(item, scores, mask_threshold)
-    valid = (shown > 0) & (won.double() / areas.clamp(min=1) >= overlap_threshold)
-    ids, infos = _number_segments(valid.tolist(), labels.tolist(), scores.tolist(), item.is_stuff)
+    winners, won, shown, areas = _compete(replace(item, masks=item.masks[kept]), scores, mask_threshold)
+    valid = (shown > 0) & (won.double() / areas.clamp(min=1) >= overlap_threshold) & ~item.is_distractor[labels]
+    was_fused = [item.is_stuff[label] for label in labels.tolist()]
+    candidates = _segment_infos(labels, scores, was_fused, runners_up(item, queries, labels))
+    ids, infos = _number_segments(valid.tolist(), candidates)
     table = torch.tensor([*ids, 0], dtype=torch.int32, device=winners.device)
     return table[winners], infos
+
+
+def _segment_infos(
+    labels: Tensor, scores: Tensor, was_fused: list[bool], seconds: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What is said of every candidate, but for its id."""
+    return [
+        {"label_id": label, "was_fused": is_fused, "score": round(score, 6), **second}
+        for label, is_fused, score, second in zip(labels.tolist(), was_fused, scores.tolist(), seconds)
+    ]
 
 
 def _compete(item: Prediction, scores: Tensor, mask_threshold: float):
@@ -372,8 +297,8 @@ def _compete(item: Prediction, scores: Tensor, mask_threshold: float):
     least_logit = _logit(mask_threshold)
     winners = torch.empty(item.target_size, dtype=torch.int64, device=scores.device)
     won, shown, areas = scores.new_zeros(3, num_queries, dtype=torch.int64)
-    for rows, columns in _tiles(item):
-        low, high = _logit_bounds(item, rows, columns)
+    for rows, columns in tiles(item):
+        low, high = logit_bounds(item, rows, columns)
         can_win = scores * high.sigmoid() * (1 + ROUNDING) >= (scores * low.sigmoid()).max()
         has_edge = (low < least_logit + ROUNDING) & (high > least_logit - ROUNDING)
         areas += (~has_edge & (low >= least_logit)) * (rows.stop - rows.start) * (columns.stop - columns.start)
@@ -404,21 +329,22 @@ def _logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def _number_segments(valid: list[bool], labels: list[int], scores: list[float], is_stuff: list[bool]):
-    """Segment id of every query (0: none) and the segments; stuff of one class is one segment with its best score."""
+def _number_segments(valid: list[bool], candidates: list[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
+    """Segment id of every query (0: none) and the segments; stuff of one class is one segment, the best one's."""
     ids, infos, stuff = [], [], {}
-    for is_valid, label, score in zip(valid, labels, scores):
+    for is_valid, candidate in zip(valid, candidates):
         if not is_valid:
             ids.append(0)
-        elif is_stuff[label] and label in stuff:
-            ids.append(stuff[label]["id"])
-            stuff[label]["score"] = max(stuff[label]["score"], round(score, 6))
-        else:
-            infos.append({"id": len(infos) + 1, "label_id": label, "was_fused": is_stuff[label]})
-            infos[-1]["score"] = round(score, 6)
-            ids.append(len(infos))
-            if is_stuff[label]:
-                stuff[label] = infos[-1]
+            continue
+        known = stuff.get(candidate["label_id"]) if candidate["was_fused"] else None
+        if known is None:
+            known = {"id": len(infos) + 1, **candidate}
+            infos.append(known)
+            if candidate["was_fused"]:
+                stuff[candidate["label_id"]] = known
+        elif candidate["score"] > known["score"]:
+            known.update(candidate)
+        ids.append(known["id"])
     return ids, infos
 
 
@@ -429,7 +355,7 @@ def _number_segments(valid: list[bool], labels: list[int], scores: list[float], 
 class Instances:
     """
     `scores`, `labels` and `areas` (N,); `rows` (N,) of `query_masks` (queries, height, width) bool, as one mask can
-    be there under several classes.
+    be there under several classes. `seconds`: what `runners_up` says of each.
     """
 
     scores: Tensor
@@ -437,6 +363,7 @@ class Instances:
     areas: Tensor
     rows: Tensor
     query_masks: Tensor
+    seconds: list[dict[str, Any]]
 
     @property
     def masks(self) -> Tensor:
@@ -445,20 +372,40 @@ class Instances:
 
     def select(self, index: Tensor) -> "Instances":
         fields = (self.scores, self.labels, self.areas, self.rows)
-        return Instances(*(field[index] for field in fields), self.query_masks)
+        seconds = [self.seconds[position] for position in index.tolist()]
+        return Instances(*(field[index] for field in fields), self.query_masks, seconds)
 
 
-def find_instances(item: Prediction, threshold: float, mask_threshold: float, top_k: int) -> Instances:
+def find_instances(
+    item: Prediction, threshold: float, mask_threshold: float, top_k: int, min_margin: float = 0.0
+) -> Instances:
     """The best pairs of query and thing, empty masks included, best class score first."""
-    classes = item.probabilities[:, :-1]
+    classes = item.probabilities[:, :-1].masked_fill(_dropped_pairs(item, min_margin), -1)
     scores, pairs = classes.flatten().topk(min(top_k, classes.numel()))
     is_stuff = torch.tensor(item.is_stuff, device=scores.device)
     queries, labels = pairs // classes.shape[1], pairs % classes.shape[1]
     kept = ~is_stuff[labels] & (scores >= threshold)  # the mask's share of a score is at most 1
+    seconds = runners_up(item, queries[kept], labels[kept])
     queries, rows = queries[kept].unique(return_inverse=True)
     masks, totals, areas = _binary_masks(replace(item, masks=item.masks[queries]), mask_threshold)
     quality = totals / (areas + 1e-6)
-    return Instances(scores[kept] * quality[rows], labels[kept], areas[rows], rows, masks)
+    return Instances(scores[kept] * quality[rows], labels[kept], areas[rows], rows, masks, seconds)
+
+
+def _dropped_pairs(item: Prediction, min_margin: float) -> Tensor:
+    """
+    Which pairs of query and class are no objects, (Q, K): all of a query whose best class is a distractor; with a
+    `min_margin` also all but the best one, and that if it leads by too little.
+    """
+    classes = item.probabilities[:, :-1]
+    if classes.numel() == 0 or (min_margin == 0 and not item.is_distractor.any()):
+        return torch.zeros_like(classes, dtype=torch.bool)
+    best = classes.argmax(1)
+    dropped = item.is_distractor | item.is_distractor[best][:, None]
+    if min_margin > 0:
+        is_clear = clearness(item.probabilities) >= min_margin
+        dropped = dropped | ~(F.one_hot(best, classes.shape[1]).bool() & is_clear[:, None])
+    return dropped
 
 
 def _binary_masks(item: Prediction, mask_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -466,8 +413,8 @@ def _binary_masks(item: Prediction, mask_threshold: float) -> tuple[Tensor, Tens
     masks = torch.zeros(len(item.masks), *item.target_size, dtype=torch.bool, device=item.masks.device)
     totals, areas = item.masks.new_zeros(len(masks)), item.masks.new_zeros(len(masks), dtype=torch.int64)
     least_logit = _logit(mask_threshold)
-    for rows, columns in _tiles(item):
-        queries = (_logit_bounds(item, rows, columns)[1] > least_logit - ROUNDING).nonzero()[:, 0]
+    for rows, columns in tiles(item):
+        queries = (logit_bounds(item, rows, columns)[1] > least_logit - ROUNDING).nonzero()[:, 0]
         logits = target_logits(item, rows, columns, queries)
         inside = logits > least_logit
         masks[queries, rows, columns] = inside
@@ -498,11 +445,8 @@ def draw_instances(instances: Instances, overlap_threshold: float) -> tuple[Tens
 
 
 def instance_infos(instances: Instances) -> list[dict[str, Any]]:
-    pairs = zip(instances.labels.tolist(), instances.scores.tolist())
-    return [
-        {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
-        for index, (label, score) in enumerate(pairs, start=1)
-    ]
+    infos = _segment_infos(instances.labels, instances.scores, [False] * len(instances.labels), instances.seconds)
+    return [{"id": index, **info} for index, info in enumerate(infos, start=1)]
 
 
 def coco_run_lengths(masks: Tensor) -> list[dict[str, Any]]:
@@ -517,18 +461,17 @@ def coco_run_lengths(masks: Tensor) -> list[dict[str, Any]]:
 
 __all__ = [
     "DEFAULT_THRESHOLD",
+    "VOID",
     "Instances",
-    "Prediction",
-    "check_shares",
+    "clearness",
+    "coco_run_lengths",
     "draw_instances",
     "drop_empty",
     "find_instances",
-    "in_float32",
+    "hide_distractors",
     "instance_infos",
     "panoptic_segments",
-    "read_predictions",
-    "coco_run_lengths",
+    "score_maps",
     "semantic_map",
     "semantic_scores",
-    "target_logits",
 ]

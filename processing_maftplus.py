@@ -31,6 +31,7 @@ from .words_maftplus import (
 
 logger = logging.get_logger(__name__)
 
+MAX_SHOWN = 5  # words that a warning names
 MAX_TOKENS = 77  # CLIP's context: the longest prompt any released text tower reads
 
 
@@ -132,6 +133,7 @@ class MaftPlusProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """The text part of a call; see there. Prompts are padded to the longest unless `padding="max_length"`."""
         classes = parse_classes(labels)
+        self._tell_strange_words(classes)
         prompts = build_prompts(classes, kwargs.get("templates", self.templates))
         limit = min(max_length or MAX_TOKENS, self.tokenizer.model_max_length)
         rows = self._tokenize(prompts, classes, limit)
@@ -159,6 +161,22 @@ class MaftPlusProcessor(ProcessorMixin):
             logger.warning(f"Label {name!r} makes prompts over {limit} tokens; they are cut there.")
         return [cut_tokens(row, limit) for row in rows]
 
+    def _tell_strange_words(self, classes: list[list[str]]) -> None:
+        """One line for all words that the text tower cannot know."""
+        names = dict.fromkeys(word for synonyms in classes for name in synonyms for word in unescape(name).split())
+        strange = [word for word in names if self._is_strange(word)]
+        if strange:
+            shown = ", ".join(map(repr, strange[:MAX_SHOWN])) + (" and others" if len(strange) > MAX_SHOWN else "")
+            logger.warning_once(
+                f"The text tower has hardly met {shown} in training (the tokenizer spells that out letter by letter); "
+                "results for it mean little."
+            )
+
+    def _is_strange(self, word: str) -> bool:
+        """Whether tokens are hardly longer than letters: byte pairs of frequent words are merged to one or two."""
+        num_tokens = len(self.tokenizer.tokenize(word))
+        return num_tokens >= 3 and 2 * num_tokens >= len(word.encode("utf-8"))
+
     def split_labels(self, labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
         """Synonyms of every class; see `parse_classes`."""
         return parse_classes(labels)
@@ -177,6 +195,7 @@ class MaftPlusProcessor(ProcessorMixin):
         outputs: Any,
         target_sizes: Sequence[tuple[int, int]] | None = None,
         return_segmentation_scores: bool = False,
+        distractor_ids: Iterable[int] | None = None,
     ) -> list:
         """
         The best class of every pixel: a map (height, width) int64 a picture, with scores where asked for.
@@ -185,12 +204,36 @@ class MaftPlusProcessor(ProcessorMixin):
             outputs: The model's.
             target_sizes: (height, width) of every result; `None`: the unpadded input's.
             return_segmentation_scores: Also give the scores of all classes.
+            distractor_ids: Classes that compete and are not reported: -1 where one is best.
 
         Raises:
             ValueError: as the image processor's method, which says more.
         """
         return self.image_processor.post_process_semantic_segmentation(
-            outputs, target_sizes=target_sizes, return_segmentation_scores=return_segmentation_scores
+            outputs,
+            target_sizes=target_sizes,
+            return_segmentation_scores=return_segmentation_scores,
+            distractor_ids=distractor_ids,
+        )
+
+    def post_process_score_maps(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        distractor_ids: Iterable[int] | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        How much every label is believed in at every pixel: `score_maps` (labels, height, width) in [0, 1] and
+        `confidence` (height, width), the largest of them, for every picture.
+
+        Args:
+            outputs, target_sizes, distractor_ids: As above.
+
+        Raises:
+            ValueError: as the image processor's method, which says more.
+        """
+        return self.image_processor.post_process_score_maps(
+            outputs, target_sizes=target_sizes, distractor_ids=distractor_ids
         )
 
     def post_process_instance_segmentation(
@@ -204,6 +247,8 @@ class MaftPlusProcessor(ProcessorMixin):
         return_binary_maps: bool = False,
         label_ids_to_fuse: Iterable[int] | None = None,
         top_k: int = 100,
+        distractor_ids: Iterable[int] | None = None,
+        min_margin: float = 0.0,
     ) -> list[dict[str, Any]]:
         """
         Objects that may overlap, best first: `segmentation` and `segments_info` for every picture.
@@ -216,6 +261,8 @@ class MaftPlusProcessor(ProcessorMixin):
             return_coco_annotation, return_binary_maps: Run lengths, or (N, height, width) bool, not an id map.
             label_ids_to_fuse: Classes that are stuff, which is left out.
             top_k: Most pairs of query and class that are looked at.
+            distractor_ids: Classes that compete and are not reported.
+            min_margin: How clearly an object's class must lead.
 
         Raises:
             ValueError, ImportError: as the image processor's method, which says more.
@@ -230,6 +277,8 @@ class MaftPlusProcessor(ProcessorMixin):
             return_binary_maps=return_binary_maps,
             label_ids_to_fuse=label_ids_to_fuse,
             top_k=top_k,
+            distractor_ids=distractor_ids,
+            min_margin=min_margin,
         )
 
     def post_process_panoptic_segmentation(
@@ -240,6 +289,8 @@ class MaftPlusProcessor(ProcessorMixin):
         overlap_mask_area_threshold: float = 0.7,
         label_ids_to_fuse: Iterable[int] | None = None,
         target_sizes: Sequence[tuple[int, int]] | None = None,
+        distractor_ids: Iterable[int] | None = None,
+        min_margin: float = 0.0,
     ) -> list[dict[str, Any]]:
         """
         Segments that do not overlap, things one by one, stuff merged by class: `segmentation` (height, width) int32
@@ -251,6 +302,8 @@ class MaftPlusProcessor(ProcessorMixin):
             mask_threshold: Least mask probability of its pixels.
             overlap_mask_area_threshold: Least share of its mask that it must win.
             label_ids_to_fuse: Classes that are stuff.
+            distractor_ids: Classes that compete and are not reported.
+            min_margin: How clearly a segment's class must lead.
 
         Raises:
             ValueError: as the image processor's method, which says more.
@@ -262,6 +315,8 @@ class MaftPlusProcessor(ProcessorMixin):
             overlap_mask_area_threshold=overlap_mask_area_threshold,
             label_ids_to_fuse=label_ids_to_fuse,
             target_sizes=target_sizes,
+            distractor_ids=distractor_ids,
+            min_margin=min_margin,
         )
 
     def check_text_tower(self, text_config: Any) -> None:

@@ -136,6 +136,30 @@ def find_label_ids(classes: list[list[str]], labels: Sequence[ClassName] | None)
     return sorted(label_ids)
 
 
+def parse_distractors(labels: ClassName | Sequence[ClassName] | None) -> list[list[str]]:
+    """
+    Synonyms of every distractor: a class that competes with the labels and is never reported; none for `None` or [].
+
+    Raises:
+        ValueError: as `parse_classes`, naming `distractor_labels`.
+    """
+    labels = [] if labels is None else as_list(labels)
+    try:
+        return parse_classes(labels) if labels else []
+    except ValueError as error:
+        raise ValueError(f"`distractor_labels`: {error}") from error
+
+
+def split_distractors(
+    classes: list[list[str]], distractors: list[list[str]]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The distractors that compete, and those left out because they share a name with one of the classes."""
+    known = {canonical_name(name) for synonyms in classes for name in synonyms}
+    is_label = [any(canonical_name(name) in known for name in synonyms) for synonyms in distractors]
+    kept, left_out = ([one for one, flag in zip(distractors, is_label) if flag is wanted] for wanted in (False, True))
+    return kept, left_out
+
+
 def find_seen_classes(classes: list[list[str]], training_classes: Sequence[ClassName]) -> list[bool]:
     """Which classes share a synonym with a training class, (K,) (arXiv 2308.02487, "Geometric ensemble")."""
     known = {canonical_name(name) for synonyms in parse_classes(training_classes) for name in synonyms}
@@ -178,4 +202,6 @@ __all__ = [
     "find_label_ids",
     "find_seen_classes",
     "parse_classes",
+    "parse_distractors",
+    "split_distractors",
 ]

@@ -88,13 +88,24 @@ def run_batch(asked: Batch, is_resumed: bool = False, is_quiet: bool = False) ->
         ValueError: on a source, words, model or cluster that cannot be used, and on another job in the folder.
         OSError: if the folder cannot be written.
     """
-    load = functools.partial(load_pipeline, _find_model(asked.model), asked.device, asked.dtype)
-    pipe = load()
+    model = _find_model(asked.model)
+    pipe = load_pipeline(model, asked.device, asked.dtype)
     words = encode_words(pipe, **asked.words)
-    task = _make_task(asked, load, model_identity(pipe, os.path.basename(load.args[0])))
+    dtype = str(pipe.model.dtype).removeprefix("torch.")  # the same for all actors, also where "auto" would differ
+    task = Task(
+        source=asked.source if is_hub_name(asked.source) else absolute(asked.source),
+        folder=JobFolder(asked.out),
+        load=functools.partial(load_pipeline, model, asked.device, dtype),
+        options=asked.options,
+        facts={
+            "model": model_identity(pipe, os.path.basename(model)),
+            "options": json.dumps({**asked.options, "dtype": dtype}),
+        },
+        batch_size=asked.batch_size,
+    )
     del pipe
     shards = list_shards(task.source, asked.shard_size, asked.column, skip=task.folder.address)
-    facts = job_facts(task, words, shard_size=asked.shard_size, dtype=asked.dtype)
+    facts = job_facts(task, words, shard_size=asked.shard_size, dtype=dtype)
     num_shards = task.folder.begin(facts, shards, is_resumed)
     totals = Totals(num_shards)
     if any(task.folder.missing_shards(num_shards)):
@@ -106,17 +117,6 @@ def run_batch(asked: Batch, is_resumed: bool = False, is_quiet: bool = False) ->
 def _find_model(model: str) -> str:
     """A folder as other processes find it; a name on the Hub as it is."""
     return absolute(model) if os.path.isdir(model) else model
-
-
-def _make_task(asked: Batch, load: Any, model: str) -> Task:
-    return Task(
-        source=asked.source if is_hub_name(asked.source) else absolute(asked.source),
-        folder=JobFolder(asked.out),
-        load=load,
-        options=asked.options,
-        facts={"model": model, "options": json.dumps({**asked.options, "dtype": asked.dtype})},
-        batch_size=asked.batch_size,
-    )
 
 
 def _run(asked: Batch, task: Task, words: Words, num_shards: int) -> Iterator[ShardReport]:

@@ -17,8 +17,9 @@ from maftplus.app.commands.prepare import prepare
 from maftplus.app.commands.report import report
 from maftplus.app.commands.segment import segment
 from maftplus.app.commands.verify import verify
+from maftplus.app.commands.words import words
 
-COMMANDS = (segment, batch, report, convert, inspect, prepare, verify)  # in the order of the help
+COMMANDS = (segment, batch, report, words, convert, inspect, prepare, verify)  # in the order of the help
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

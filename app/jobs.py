@@ -1,12 +1,13 @@
 """What the command is asked to do, before any of it is done: which pictures, and where the results of each go."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from maftplus.pictures.results import check_replaceable, is_result, result_paths
+from maftplus.pictures.results import check_replaceable, confidence_path, heatmap_paths, is_result, result_paths
 from maftplus.reading_maftplus import is_url
 
 
@@ -34,21 +35,30 @@ def plan_jobs(pictures: list[str], out: Path) -> list[Job]:
     return jobs
 
 
-def check_results(jobs: list[Job], overwrite: bool = False) -> None:
+def check_results(
+    jobs: list[Job], overwrite: bool = False, heatmap_words: Sequence[str] = (), coco: Path | None = None
+) -> None:
     """
     Look at every place that a result is to take, before anything is computed.
+
+    Args:
+        heatmap_words: Words that get a heat map each.
+        coco: Where a document about all pictures goes.
 
     Raises:
         ValueError: if a file stands there that we did not write, unless `overwrite`; if it is one of the pictures,
             whatever `overwrite` says.
     """
     sources = {Path(job.path).resolve() for job in jobs if not is_url(job.path)}
+    places = [] if coco is None else [coco]
     for job in jobs:
-        for path in result_paths(job.stem).values():
-            if path.resolve() in sources:
-                raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
-            if not overwrite:
-                check_replaceable(path)
+        maps = [*heatmap_paths(job.stem, heatmap_words), confidence_path(job.stem)] if heatmap_words else []
+        places += [*result_paths(job.stem).values(), *maps]
+    for path in places:
+        if path.resolve() in sources:
+            raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
+        if not overwrite:
+            check_replaceable(path)
 
 
 def name_pictures(given: str, out: Path) -> list[tuple[str, Path]]:

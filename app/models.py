@@ -13,6 +13,23 @@ from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
 MODEL_TYPE = "maftplus"  # of config.json
+SHIPPED = {"shapes": Path(__file__).parents[1] / "models" / "shapes"}  # names that need no download
+
+
+def resolve_model(model: str | None) -> str:
+    """
+    The folder that a model's name stands for, the shipped ones first (`./shapes` is a folder here); what is no name is
+    given back.
+
+    Raises:
+        ValueError: without a model.
+    """
+    if model is None:
+        raise ValueError(
+            "--model is missing: give a model folder or name; --model shapes is the one that comes with the package, "
+            "which knows a synthetic world of coloured shapes and no photograph."
+        )
+    return str(SHIPPED.get(model, model))
 
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:
@@ -22,6 +39,7 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") ->
     Raises:
         ValueError: if it is none, saying what it lacks, or if the device is none.
     """
+    model = resolve_model(model)
     check_model_folder(model)
     check_device(device)
     logging.disable_progress_bar()

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maftplus.pictures.segments import Segment
+from maftplus.vocabularies.files import VocabularyFile
 
 T = TypeVar("T")
 
@@ -26,6 +27,18 @@ def print_table(path: str | Path, segments: Sequence[Segment], overlay: Path) ->
         share = f"{one.area / max(1, one.mask.size):.1%}"
         table.add_row(str(one.id), Text(one.label), "thing" if one.isthing else "stuff", score, share)
     console.print(table if segments else "no segment found")
+
+
+def print_words(vocabulary: VocabularyFile) -> None:
+    """One line a class."""
+    table = Table()
+    for name, justify in (("id", "right"), ("name", "left"), ("kind", "left"), ("synonyms", "left")):
+        table.add_column(name, justify=justify, overflow="fold")
+    for index, (raw_id, name, synonyms) in enumerate(zip(vocabulary.raw_ids, vocabulary.names, vocabulary.classes)):
+        kind = "" if vocabulary.stuff is None else ("stuff" if index in vocabulary.stuff else "thing")
+        others = [one for one in synonyms if one != name]
+        table.add_row(str(raw_id), Text(name), kind, Text(", ".join(others)))
+    Console().print(table)
 
 
 def with_progress(items: Sequence[T], description: str) -> Iterable[T]:

@@ -1,32 +1,62 @@
-"""Overlays: a picture under its segments, coloured, outlined and numbered, with a legend."""
+"""Overlays: a picture under its segments, filled or outlined, numbered and named, with a legend."""
 
-import colorsys
-import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy.ndimage import distance_transform_edt
 
+from maftplus.pictures.colours import Colour, class_colours, segment_colour
+from maftplus.pictures.fonts import Lettering
+from maftplus.pictures.legend import BACKGROUND, INK, legend_rows, shown_name, with_legend
 from maftplus.pictures.segments import Segment
 
-OPACITY = 0.3  # what the picture shows stays recognisable under its segment
+Style = Literal["fill", "outline", "side-by-side"]
+STYLES = get_args(Style)
+OPACITY = 0.5  # of a region: its colour is plain, what the picture shows stays recognisable
 SMALLEST_SIDE, LARGEST_SIDE = 480, 2048  # of the overlay's picture, in pixels
-LARGEST_LEGEND = 60
-BACKGROUND, INK, FAINT_INK = (255, 255, 255), (28, 30, 34), (110, 116, 124)
+NAME_TO_RADIUS = 3.2  # a name is written where it takes less than this times the radius of what fits inside
 
 
-def overlay_image(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
-    """The picture under coloured, outlined, numbered segments, and a legend: number, label, score, share of area."""
+def overlay_image(
+    picture: Image.Image, segments: Sequence[Segment], style: Style = "fill", names: Sequence[str] | None = None
+) -> Image.Image:
+    """
+    The picture under its segments, each numbered (and named, where there is room), and a legend with number, label,
+    score and share of area. Small pictures grow, very large ones shrink, so that all of it can be read.
+
+    Args:
+        picture: The picture, as large as the masks.
+        segments: What was found in it.
+        style: `"fill"`: regions; `"outline"`: their borders only; `"side-by-side"`: the bare picture, then regions.
+        names: All classes that were asked for: with them colours are the same in every picture of a run, whatever was
+            found in it. Default: those of the segments.
+
+    Raises:
+        ValueError: for an unknown `style`.
+    """
+    if style not in STYLES:
+        raise ValueError(f"`style` must be one of {', '.join(STYLES)}, got {style!r}.")
     canvas = picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
-    colours = [segment_colour(index) for index in range(len(segments))]
-    masks = [_enlarge(segment.mask, canvas.size) for segment in segments]
+    unit = min(canvas.size)
+    bare = canvas.copy() if style == "side-by-side" else None
+    colours = _segment_colours(segments, names)
     order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
     for index in order:
-        _paint(canvas, masks[index], colours[index])
+        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], 0 if style == "outline" else OPACITY)
+    badges = _Badges(canvas)
     for index in order:
-        _write_number(canvas, masks[index], segments[index].id, colours[index])
-    return _with_legend(canvas, segments, colours)
+        badges.add(segments[index], colours[index])
+    if bare is not None:
+        canvas = _beside(bare, canvas, gap=max(4, unit // 100))
+    return with_legend(canvas, legend_rows(segments, colours), text_size=max(14, round(unit / 30)))
+
+
+def _segment_colours(segments: Sequence[Segment], names: Sequence[str] | None) -> list[Colour]:
+    by_class = sorted(segments, key=lambda segment: segment.label_id)
+    known = class_colours([*(names or ()), *(segment.label for segment in by_class)])
+    return [known[segment.label] for segment in segments]
 
 
 def _canvas_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -35,18 +65,19 @@ def _canvas_size(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(1, round(edge * scale)) for edge in size)
 
 
-def segment_colour(index: int) -> tuple[int, int, int]:
-    """RGB of the segment at `index`: hues a golden angle apart, so neighbours in the list differ most."""
-    hue = (0.58 + index * 0.61803398875) % 1.0
-    saturation, value = ((0.85, 0.95), (0.60, 0.80), (0.95, 0.65))[index % 3]
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+def _fit(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """A mask (h, w) bool as a black and white picture of `size` (width, height)."""
+    return Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST).point([0] + [255] * 255)
 
 
-def _enlarge(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+def _beside(left: Image.Image, right: Image.Image, gap: int) -> Image.Image:
+    sheet = Image.new("RGB", (left.width + gap + right.width, left.height), BACKGROUND)
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width + gap, 0))
+    return sheet
 
 
-def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int]) -> None:
+def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, opacity: float) -> None:
     """Colour inside the mask, a full-strength line with a light rim along its border. Works on the mask's box only."""
     box = mask.getbbox()
     if box is None:
@@ -57,83 +88,61 @@ def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int])
     rim = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
     line, light = (Image.new("RGB", below.size, fill) for fill in (colour, BACKGROUND))
     painted = Image.composite(line, below, mask)
-    painted = Image.composite(Image.blend(below, line, OPACITY), painted, inner)
+    painted = Image.composite(Image.blend(below, line, opacity), painted, inner)
     canvas.paste(Image.composite(light, painted, rim), box)
 
 
-def _write_number(canvas: Image.Image, mask: Image.Image, number: int, colour: tuple[int, int, int]) -> None:
-    """The segment's number on a badge, where the segment is thickest."""
-    box = mask.getbbox()
-    if box is None:
-        return
-    x, y = _thickest_point(mask.crop(box))
-    centre = (box[0] + x, box[1] + y)
-    font = ImageFont.load_default(size=max(13, round(min(canvas.size) / 32)))
-    draw = ImageDraw.Draw(canvas)
-    left, top, right, bottom = draw.textbbox(centre, str(number), font=font, anchor="mm")
-    badge = (left - 5, top - 4, right + 5, bottom + 4)
-    draw.rounded_rectangle(badge, radius=6, fill=BACKGROUND, outline=colour, width=2)
-    draw.text(centre, str(number), font=font, anchor="mm", fill=INK)
+class _Badges:
+    """Numbers and names on the segments of a canvas; a name gives way to badges that are there already."""
+
+    def __init__(self, canvas: Image.Image):
+        self.canvas, self.draw = canvas, ImageDraw.Draw(canvas)
+        self.lettering = Lettering(max(13, round(min(canvas.size) / 36)))
+        self.taken: list[tuple[float, float, float, float]] = []
+
+    def add(self, segment: Segment, colour: Colour) -> None:
+        """A badge where the segment is thickest: with the name where the segment has room, else its number alone."""
+        mask = _fit(segment.mask, self.canvas.size)
+        box = mask.getbbox()
+        if box is None:
+            return
+        x, y, radius = _thickest_point(mask.crop(box))
+        centre = (box[0] + x, box[1] + y)
+        text = f"{segment.id} {shown_name(segment.label)}"
+        place = self._place(centre, text)
+        if self.lettering.width(text) > NAME_TO_RADIUS * radius or self._is_taken(place):
+            text = str(segment.id)
+            place = self._place(centre, text)
+        self.taken.append(place)
+        line, radius = max(2, round(self.lettering.size / 10)), self.lettering.size * 0.45
+        self.draw.rounded_rectangle(place, radius=radius, fill=BACKGROUND, outline=colour, width=line)
+        self.lettering.write(self.draw, (place[0] + self._margin, (place[1] + place[3]) / 2), text, INK)
+
+    @property
+    def _margin(self) -> float:
+        return self.lettering.size * 0.4
+
+    def _place(self, centre: tuple[float, float], text: str) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of a badge around `centre`, moved inside the canvas."""
+        size = (self.lettering.width(text) + 2 * self._margin, self.lettering.size * 1.5)
+        left, top = (
+            max(0.0, min(middle - extent / 2, edge - 1 - extent))
+            for middle, extent, edge in zip(centre, size, self.canvas.size)
+        )
+        return left, top, left + size[0], top + size[1]
+
+    def _is_taken(self, place: tuple[float, float, float, float]) -> bool:
+        left, top, right, bottom = place
+        return any(left < x2 and x1 < right and top < y2 and y1 < bottom for x1, y1, x2, y2 in self.taken)
 
 
-def _thickest_point(mask: Image.Image) -> tuple[float, float]:
-    """(x, y) of the point of a mask that lies farthest from its border."""
+def _thickest_point(mask: Image.Image) -> tuple[float, float, float]:
+    """(x, y) of the point of a mask that lies farthest from its border, and how far."""
     shrink = max(1, max(mask.size) // 128)
     inside = np.pad(np.asarray(mask.reduce(shrink)) > 127, 1)
-    row, column = np.unravel_index(np.argmax(distance_transform_edt(inside)), inside.shape)
-    return (column - 0.5) * shrink, (row - 0.5) * shrink
+    depth = distance_transform_edt(inside)
+    row, column = np.unravel_index(np.argmax(depth), inside.shape)
+    return (column - 0.5) * shrink, (row - 0.5) * shrink, depth[row, column] * shrink
 
 
-def _with_legend(
-    canvas: Image.Image, segments: Sequence[Segment], colours: Sequence[tuple[int, int, int]]
-) -> Image.Image:
-    """The legend beside a tall picture, below a wide one."""
-    font = ImageFont.load_default(size=max(14, round(min(canvas.size) / 30)))
-    rows = _legend_rows(segments, colours)
-    line_height = round(font.size * 1.75)
-    width = max(round(font.getlength(f"{name}   {details}")) for _, name, details in rows) + 2 * line_height
-    if canvas.height > canvas.width:
-        num_lines = max(1, (canvas.height - line_height) // line_height)
-        size = (canvas.width + width * math.ceil(len(rows) / num_lines), canvas.height)
-        origin = (canvas.width, line_height // 2)
-    else:
-        num_columns = max(1, canvas.width // width)
-        num_lines = math.ceil(len(rows) / num_columns)
-        size = (max(canvas.width, width), canvas.height + (num_lines + 1) * line_height)
-        origin = (0, canvas.height + line_height // 2)
-    sheet = Image.new("RGB", size, BACKGROUND)
-    sheet.paste(canvas, (0, 0))
-    draw = ImageDraw.Draw(sheet)
-    for index, row in enumerate(rows):
-        column, line = divmod(index, num_lines)
-        _draw_row(draw, row, (origin[0] + column * width, origin[1] + line * line_height), line_height, font)
-    return sheet
-
-
-def _legend_rows(segments: Sequence[Segment], colours: Sequence[tuple[int, int, int]]) -> list[tuple]:
-    """(colour or None, name, details) of every line."""
-    if not segments:
-        return [(None, "no segment found", "")]
-    rows = [_legend_row(segment, colour) for segment, colour in zip(segments, colours)][:LARGEST_LEGEND]
-    more = len(segments) - len(rows)
-    return [(None, "segment", "score  area"), *rows, *([(None, f"and {more} more", "")] if more else [])]
-
-
-def _legend_row(segment: Segment, colour: tuple[int, int, int]) -> tuple[tuple[int, int, int], str, str]:
-    score = "" if segment.score is None else f"{segment.score:.2f}  "
-    name = segment.label if len(segment.label) <= 32 else f"{segment.label[:31]}…"
-    return colour, f"{segment.id}  {name}", f"{score}{segment.area / max(1, segment.mask.size):.1%}"
-
-
-def _draw_row(draw: ImageDraw.ImageDraw, row: tuple, corner: tuple[int, int], line_height: int, font) -> None:
-    colour, name, details = row
-    x, middle = corner[0] + line_height // 2, corner[1] + line_height // 2
-    half = round(line_height * 0.3)
-    if colour is not None:
-        draw.rounded_rectangle((x, middle - half, x + 2 * half, middle + half), radius=4, fill=colour)
-    x += 2 * half + line_height // 3
-    draw.text((x, middle), name, font=font, anchor="lm", fill=INK)
-    draw.text((x + font.getlength(f"{name}   "), middle), details, font=font, anchor="lm", fill=FAINT_INK)
-
-
-__all__ = ["overlay_image", "segment_colour"]
+__all__ = ["STYLES", "Style", "overlay_image", "segment_colour"]

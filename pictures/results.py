@@ -1,4 +1,5 @@
-"""The files of one segmented picture: `<name>_overlay.png`, `<name>_labels.png` and `<name>.json`.
+"""The files of one segmented picture: `<name>_overlay.png`, `<name>_labels.png` and `<name>.json`; and, where asked
+for, `<name>_heatmap_<word>.png` of every word and `<name>_confidence.png`.
 
 Each bears a mark that says who wrote it (`Software` in a PNG's text, `written_by` in the JSON). Files without the mark
 belong to somebody else and are not replaced unasked.
@@ -6,7 +7,8 @@ belong to somebody else and are not replaced unasked.
 
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from maftplus.pictures.files import write_atomically
-from maftplus.pictures.overlay import overlay_image
+from maftplus.pictures.overlay import Style, overlay_image
 from maftplus.pictures.segments import Segment, label_image
 
 MARK = "maftplus"
 PNG_KEY, JSON_KEY = "Software", "written_by"
+LONGEST_WORD = 60  # characters of a word in a file's name
 
 
 def result_paths(stem: Path) -> dict[str, Path]:
@@ -30,16 +33,45 @@ def result_paths(stem: Path) -> dict[str, Path]:
     }
 
 
+def heatmap_paths(stem: Path, words: Sequence[str]) -> list[Path]:
+    """Where the heat map of every word goes, no two in one place even if their letters are not for file names."""
+    paths: list[Path] = []
+    taken: set[str] = set()
+    for word in words:
+        name = re.sub(r"[^\w-]+", "-", word)[:LONGEST_WORD].strip("-") or "word"
+        unique, number = name, 2
+        while unique.casefold() in taken:
+            unique, number = f"{name}_{number}", number + 1
+        taken.add(unique.casefold())
+        paths.append(stem.with_name(f"{stem.name}_heatmap_{unique}.png"))
+    return paths
+
+
+def confidence_path(stem: Path) -> Path:
+    """Where the map of the best word's scores goes."""
+    return stem.with_name(f"{stem.name}_confidence.png")
+
+
 def write_results(
-    stem: Path, picture: Image.Image, segments: Sequence[Segment], about: dict[str, Any], overwrite: bool = False
+    stem: Path,
+    picture: Image.Image,
+    segments: Sequence[Segment],
+    about: dict[str, Any],
+    overwrite: bool = False,
+    drawings: Mapping[Path, Callable[[], Image.Image]] | None = None,
+    style: Style = "fill",
 ) -> dict[str, Path]:
     """
     Write `<stem>_overlay.png`, `<stem>_labels.png` and `<stem>.json`; each appears whole or not at all, the JSON last.
 
     Args:
         stem: Folder and name without ending; the folder is made.
-        about: What the JSON says beside width, height and segments.
+        about: What the JSON says beside width, height and segments. Where it holds the synonyms of all classes as
+            `"labels"`, their colours are those of every other picture of the run.
         overwrite: Replace also files that we did not write.
+        drawings: Further pictures, such as heat maps, and where they go; each is drawn when it is its turn, so that
+            no more than one is held.
+        style: Of the overlay; see `overlay_image`.
 
     Returns:
         The paths, by `"overlay"`, `"labels"` and `"json"`.
@@ -47,18 +79,21 @@ def write_results(
     Raises:
         ValueError: if a file stands in the way that we did not write; nothing is written then.
     """
-    paths = result_paths(stem)
+    paths, drawings = result_paths(stem), drawings or {}
     if not overwrite:
-        for path in paths.values():
+        for path in (*paths.values(), *drawings):
             check_replaceable(path)
     document = {JSON_KEY: MARK, **about, "width": picture.width, "height": picture.height}
     document |= {"label_image": paths["labels"].name, "segments": [segment.to_dict() for segment in segments]}
+    names = [synonyms[0] for synonyms in about.get("labels", ())]
     contents = {
-        "overlay": encode_png(overlay_image(picture, segments)),
+        "overlay": encode_png(overlay_image(picture, segments, style, names)),
         "labels": encode_png(label_image(segments, picture.size)),
         "json": json.dumps(document, indent=2, ensure_ascii=False),
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
+    for path, draw in drawings.items():
+        write_atomically(path, encode_png(draw()))
     for name, content in contents.items():
         write_atomically(paths[name], content)
     return paths
@@ -99,4 +134,12 @@ def _read_mark(path: Path) -> Any:
         return image.info.get(PNG_KEY)
 
 
-__all__ = ["check_replaceable", "encode_png", "is_result", "result_paths", "write_results"]
+__all__ = [
+    "check_replaceable",
+    "confidence_path",
+    "encode_png",
+    "heatmap_paths",
+    "is_result",
+    "result_paths",
+    "write_results",
+]

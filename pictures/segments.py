@@ -14,7 +14,10 @@ from PIL import Image
 
 @dataclass
 class Segment:
-    """One segment of a picture. `score` in [0, 1], or None where the task gives none (semantic)."""
+    """
+    One segment of a picture. `score` in [0, 1], or None where the task gives none (semantic); `second_label` and its
+    `second_score`: the next best word, None where there is none.
+    """
 
     id: int
     label: str
@@ -22,6 +25,8 @@ class Segment:
     isthing: bool
     score: float | None
     mask: np.ndarray
+    second_label: str | None = None
+    second_score: float | None = None
 
     @property
     def area(self) -> int:
@@ -37,20 +42,25 @@ class Segment:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the mask, for JSON."""
-        names = ("id", "label", "label_id", "isthing", "score", "area", "bbox")
+        names = ("id", "label", "label_id", "isthing", "score", "second_label", "second_score", "area", "bbox")
         return {name: getattr(self, name) for name in names}
 
 
 def segments_from_pipeline(results: Iterable[dict[str, Any]], stuff_ids: Sequence[int] = ()) -> list[Segment]:
-    """What `MaftPlusSegmentationPipeline` returns for a picture -> segments, numbered from 1 in the same order."""
+    """
+    What `MaftPlusSegmentationPipeline` returns for a picture -> segments, numbered from 1 in the same order; those of
+    masks that were there already by their place among these.
+    """
     return [
         Segment(
-            id=index,
+            id=result.get("mask_index", index - 1) + 1,
             label=result["label"],
             label_id=result["label_id"],
             isthing=result["label_id"] not in stuff_ids,
             score=result["score"],
             mask=np.asarray(result["mask"]) > 0,
+            second_label=result["second_label"],
+            second_score=result["second_score"],
         )
         for index, result in enumerate(results, start=1)
     ]

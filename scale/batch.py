@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 from maftplus.scale.worker import ShardReport, ShardWorker, Task, Words
+from maftplus.words_maftplus import ClassName, parse_distractors, split_distractors
 
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
 MAX_RETRIES = 5  # of one shard, after an actor died over it
@@ -40,22 +41,23 @@ class Pool:
 
 def encode_words(
     pipe: MaftPlusSegmentationPipeline,
-    candidate_labels: Sequence | None,
-    stuff_labels: Sequence | None,
-    distractors: Sequence[Sequence[str]] = (),
+    candidate_labels: Sequence[ClassName] | None = None,
+    stuff_labels: Sequence[ClassName] | None = None,
+    distractor_labels: Sequence[ClassName] | None = None,
 ) -> Words:
     """
-    The words of a job, encoded; those stored in the model where none are given.
+    The words of a job, encoded; arguments are those of the pipeline.
 
     Raises:
         ValueError: on words that cannot be used, or without any.
     """
     classes, stuff_ids = pipe.classes_and_stuff(candidate_labels, stuff_labels)
+    distractors = split_distractors(classes, parse_distractors(distractor_labels or []))[0]
     if candidate_labels is None and not distractors:
-        return Words(classes, stuff_ids, {})
+        return Words(classes, stuff_ids, {})  # the model has them encoded
     prompts = pipe.processor(text=[*classes, *distractors], return_tensors="pt")
     vocabulary = pipe.model.encode_vocabulary(**prompts)
-    return Words(classes, stuff_ids, {name: value.cpu() for name, value in vocabulary.items()}, [*distractors])
+    return Words(classes, stuff_ids, {name: value.cpu() for name, value in vocabulary.items()}, distractors)
 
 
 @contextlib.contextmanager

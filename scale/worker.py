@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from maftplus.pictures.segments import segments_from_pipeline
+from maftplus.pictures.coco import run_lengths
+from maftplus.pictures.segments import Segment, segments_from_pipeline
 from maftplus.pipeline_maftplus import KEPT_OUTPUTS, MaftPlusSegmentationPipeline
-from maftplus.postprocessing_maftplus import coco_run_lengths
 from maftplus.reading_maftplus import read_picture
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import Item, decode, read_shard
@@ -290,10 +290,9 @@ def _collect(future: Future, rows: dict[int, dict[str, Any]], seconds: dict[str,
     _add(seconds, more)
 
 
-def _as_struct(segment: Any) -> dict[str, Any]:
-    (rle,) = coco_run_lengths([torch.from_numpy(segment.mask)])
+def _as_struct(segment: Segment) -> dict[str, Any]:
     names = ("label", "label_id", "score", "area", "bbox")
-    return {**{name: getattr(segment, name) for name in names}, "rle": rle}
+    return {**{name: getattr(segment, name) for name in names}, "rle": run_lengths(segment.mask)}
 
 
 def _reason(error: Exception) -> str:

@@ -73,7 +73,7 @@ def evaluate(
             counts += panoptic_counts(*predicted, scene.segmentation, scene.segments_info, num_classes)
         if measure_sensitivity:
             sensitivities += mask_sensitivity(outputs, batch)
-    figures = _figures(matrix, counts)
+    figures = figures_of(matrix, counts)
     return {**figures, "mask_sensitivity": float(np.mean(sensitivities))} if measure_sensitivity else figures
 
 
@@ -124,22 +124,34 @@ def absent_things(scene: Scene, shares_a_colour: bool) -> list[str]:
     return [entry.names[0] for entry in absent if (entry.colour in colours) == shares_a_colour][::2]
 
 
+def other_names(scene: Scene, words: list[str]) -> list[str]:
+    """First names of the classes that a scene lacks and that are not among `words`."""
+    taken = {*words, *(CLASSES[segment["category_id"]].names[0] for segment in scene.segments_info)}
+    return [entry.names[0] for entry in CLASSES if entry.names[0] not in taken]
+
+
 def share_left_empty(
     segmenter: MaftPlusSegmentationPipeline,
     num_scenes: int,
     shares_a_colour: bool,
     split: str = "validation",
+    with_distractors: bool = False,
     **options,
 ) -> float:
     """
     Share of scenes in which no segment is found for up to four `absent_things`.
 
     Args:
+        with_distractors: Give the world's other names that the scene lacks as distractors.
         options: What the pipeline takes besides the words (`threshold`, ...).
     """
     is_empty = []
     for scene in scenes(split, num_scenes, seed=ABSENT_SEED):
         words = absent_things(scene, shares_a_colour)[:NUM_ABSENT]
+        if not words:  # a scene of all colours
+            continue
+        if with_distractors:
+            options["distractor_labels"] = other_names(scene, words)
         is_empty.append(not segmenter(Image.fromarray(scene.image), candidate_labels=words, **options))
     return float(np.mean(is_empty))
 
@@ -152,7 +164,8 @@ def absent_figures(
     return {name: share_left_empty(segmenter, num_scenes, shares, split, **options) for name, shares in kinds.items()}
 
 
-def _figures(matrix: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+def figures_of(matrix: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """The figures of a confusion matrix and of panoptic counts of the world's classes, fractions of 1."""
     iou = semantic_figures(matrix)["per_category_iou"]
     figures = {kind: float(np.nanmean(iou[class_ids(kind)])) for kind in KINDS}
     seen, unseen = figures["seen"], figures["unseen"]
@@ -183,6 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--absent_words", type=int, default=0, help="Scenes to ask for what is not there.")
+    parser.add_argument("--distractors", action="store_true", help="With them; see shapes/none_of_these.py.")
+    parser.add_argument("--min_margin", type=float, help="How clearly the words of absent things must lead.")
     parser.add_argument("--num_threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.num_threads)
@@ -196,7 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
     figures.update(dict.fromkeys(("absent_other_colours", "absent_same_colours")))
     if options.absent_words:
         segmenter = MaftPlusSegmentationPipeline(model=model, processor=processor)
-        figures.update(absent_figures(segmenter, options.absent_words, options.split))
+        given = {"with_distractors": options.distractors, "min_margin": options.min_margin}
+        figures.update(absent_figures(segmenter, options.absent_words, options.split, **given))
         typer.echo(
             f"{options.absent_words} scenes asked for {NUM_ABSENT} absent words; empty: {format_absent(figures)}"
         )

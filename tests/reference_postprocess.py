@@ -9,7 +9,8 @@ import torch
 from reference_tools import Comparison, compare, compare_equal, load_arrays
 
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
-from maftplus.postprocessing_maftplus import find_instances, read_predictions, target_logits
+from maftplus.postprocessing_maftplus import find_instances
+from maftplus.predictions_maftplus import read_predictions, target_logits
 
 SEM_SEG_TOLERANCE = 3e-4
 TOLERANCE = 1e-4

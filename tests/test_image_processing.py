@@ -415,7 +415,8 @@ def test_saving_keeps_every_field_and_names_both_backends(tmp_path):
 def test_saving_takes_along_the_code_that_the_remote_class_needs(tmp_path):
     processor().save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.glob("*.py")}
-    assert names == {f"{name}_maftplus.py" for name in ("image_processing", "postprocessing", "reading")}
+    travelling = ("image_processing", "postprocessing", "predictions", "reading")
+    assert names == {f"{name}_maftplus.py" for name in travelling}
 
 
 def test_both_backends_do_the_same_without_torchvision():

@@ -1,9 +1,12 @@
 """The pipeline, and everything that loads from a saved folder: with the package installed, and without it."""
 
+import logging
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -15,10 +18,11 @@ from transformers import ImageSegmentationPipeline, pipeline
 from transformers.utils import ModelOutput
 from url_tools import serve
 
+from maftplus import predictions_maftplus
 from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 
 LABELS = ["cat, kitten", "grass", "sky"]
-EVERYTHING = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+EVERYTHING = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0, "min_margin": 0.0}
 
 
 def picture(width=70, height=50, seed=0):
@@ -325,3 +329,214 @@ def test_everything_loads_and_saves_again_where_the_package_is_not_importable(fo
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "all loaded" in run.stdout
+
+
+@pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
+def test_distractors_compete_and_are_never_reported(pipe, subtask):
+    words = ["cat", "dog", "tree", "house", "car"]
+    thresholds = {"semantic": {}, "instance": {"threshold": 0.0, "min_margin": 0.0}, "panoptic": EVERYTHING}[subtask]
+    everything = pipe(picture(), candidate_labels=words, subtask=subtask, **thresholds)
+    hidden = everything[0]["label"]
+    labels = [word for word in words if word != hidden]
+    options = {"candidate_labels": labels, "distractor_labels": [hidden], "subtask": subtask, **thresholds}
+    kept = pipe(picture(), **options)
+    assert len(kept) < len(everything)
+    wanted = [describe(one) for one in everything if one["label"] != hidden]
+    if subtask == "instance":  # what a distractor wins is no object, though other words had a share in it
+        assert all(describe(one) in wanted for one in kept)
+    else:
+        assert sorted(map(describe, kept)) == sorted(wanted)
+
+
+def describe(segment):
+    score = segment["score"] or 0.0
+    return segment["label"], round(score, 4), int((np.asarray(segment["mask"]) > 0).sum())
+
+
+def test_a_distractor_that_shares_a_name_with_a_label_is_left_out(pipe):
+    options = {"candidate_labels": ["cat, kitten", "dog"], "subtask": "instance", "threshold": 0.0}
+    without = pipe(picture(), **options)
+    assert pipe(picture(), distractor_labels=["Kitten, cub"], **options) == without
+    assert pipe(picture(), distractor_labels=[], **options) == without
+
+
+def test_distractors_compete_with_the_stored_words_too(stored):
+    options = {"subtask": "panoptic", "distractor_labels": ["dog", "cat"], **EVERYTHING}
+    kept = stored(picture(), **options)
+    given = stored(picture(), candidate_labels=LABELS, stuff_labels=["grass", "sky"], **options)
+    assert [one["label"] for one in kept] == [one["label"] for one in given]
+    np.testing.assert_allclose([one["score"] for one in kept], [one["score"] for one in given], atol=1e-5)
+
+
+def test_words_known_before_are_not_encoded_again_for_new_distractors(pipe, monkeypatch):
+    calls = []
+    encode = pipe.model.encode_vocabulary
+    monkeypatch.setattr(pipe.model, "encode_vocabulary", lambda **inputs: calls.append(1) or encode(**inputs))
+    for others in (["lake"], ["lake", "pond"], ["lake"]):
+        pipe(picture(), candidate_labels=["ship", "boat"], distractor_labels=others, subtask="semantic")
+    assert len(calls) == 3
+
+
+def test_every_segment_names_the_next_best_word(pipe):
+    options = {"subtask": "panoptic", **EVERYTHING}
+    for segment in pipe(picture(), candidate_labels=["cat", "dog"], **options):
+        assert {segment["label"], segment["second_label"]} == {"cat", "dog"}
+        assert 0 <= segment["second_score"] <= segment["score"]
+    options = {"subtask": "instance", "threshold": 0.0}
+    (alone,) = {
+        (one["second_label"], one["second_score"]) for one in pipe(picture(), candidate_labels=["cat"], **options)
+    }
+    assert alone == (None, None)
+    semantic = pipe(picture(), candidate_labels=["cat", "dog"], subtask="semantic")
+    assert {one["second_label"] for one in semantic} == {None}
+
+
+def test_score_maps_agree_with_the_semantic_result(pipe):
+    result = pipe(picture(), candidate_labels=LABELS, subtask="semantic", return_score_maps=True)
+    assert result["labels"] == ["cat", "grass", "sky"]
+    maps, confidence = result["score_maps"], result["confidence"]
+    assert maps.shape == (3, 50, 70)
+    assert maps.min() >= 0
+    assert maps.sum(0).max() <= 1 + 1e-6
+    torch.testing.assert_close(confidence, maps.amax(0))
+    for segment in result["segments"]:
+        is_here = torch.from_numpy(np.asarray(segment["mask"]) > 0)
+        assert (maps.argmax(0)[is_here] == segment["label_id"]).all()
+
+
+def test_score_maps_leave_distractors_out_and_their_share_too(pipe):
+    options = {"subtask": "panoptic", "return_score_maps": True}
+    with_others = pipe(picture(), candidate_labels=["cat"], distractor_labels=["dog", "tree"], **options)
+    together = pipe(picture(), candidate_labels=["cat", "dog", "tree"], **options)
+    torch.testing.assert_close(with_others["score_maps"], together["score_maps"][:1])
+
+
+def test_a_picture_is_encoded_once_for_any_words(pipe, monkeypatch):
+    encoded = pipe.encode(picture())
+    expected = {word: pipe(picture(), candidate_labels=[word, "sky"], **EVERYTHING) for word in ("cat", "dog")}
+    calls = []
+    for module in (pipe.model.model.clip.vision_model, pipe.model.model.segmenter.pixel_decoder):
+        monkeypatch.setattr(module, "forward", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(pipe.model, "encode_picture", lambda *_, **__: calls.append(1))
+    for word, segments in expected.items():
+        found = pipe(encoded, candidate_labels=[word, "sky"], **EVERYTHING)
+        assert [one["label"] for one in found] == [one["label"] for one in segments]
+        np.testing.assert_allclose([one["score"] for one in found], [one["score"] for one in segments], atol=1e-5)
+    assert calls == []
+
+
+def test_encoded_pictures_and_others_make_one_batch(pipe):
+    options = {"candidate_labels": LABELS, "subtask": "semantic"}
+    mixed = [picture(), pipe.encode(picture(96, 40, seed=1)), picture(30, 60, seed=2)]
+    results = pipe(mixed, batch_size=3, **options)
+    assert [result[0]["mask"].size for result in results] == [(70, 50), (96, 40), (30, 60)]
+
+
+def test_an_encoded_picture_of_another_model_is_refused(pipe):
+    other = MaftPlusSegmentationPipeline(model=tiny_model(seed=1), processor=tiny_processor(), device="cpu")
+    with pytest.raises(ValueError, match="encoded by another model"):
+        pipe(other.encode(picture()), candidate_labels=LABELS)
+
+
+def test_threads_that_share_a_pipeline_get_the_answers_to_their_own_words(pipe):
+    def ask(words):
+        return [(one["label"], one["score"]) for one in pipe(picture(), candidate_labels=words, **EVERYTHING)]
+
+    vocabularies = [[f"cat {index}", f"dog {index}"] for index in range(12)]
+    expected = [ask(words) for words in vocabularies]
+    pipe._vocabularies = type(pipe._vocabularies)(2)  # so small that threads push each other's words out
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ask, vocabularies * 2))
+    for ours, theirs in zip(found, expected * 2):
+        assert [label for label, _ in ours] == [label for label, _ in theirs]
+        np.testing.assert_allclose([score for _, score in ours], [score for _, score in theirs], atol=1e-5)
+
+
+def test_a_pipeline_can_be_copied_to_another_process(pipe):
+    again = pickle.loads(pickle.dumps(pipe._vocabularies))
+    assert len(again) == 0
+
+
+def test_templates_and_training_classes_are_arguments_of_a_call():
+    model, processor = tiny_model(ensemble_alpha=0.4, ensemble_beta=0.8), tiny_processor()
+    pipe = MaftPlusSegmentationPipeline(model=model, processor=processor, device="cpu")
+    options = {"candidate_labels": ["cat", "dog"], "subtask": "instance", "threshold": 0.0}
+
+    def scores(**others):
+        return [one["score"] for one in pipe(picture(), **options, **others)]
+
+    plain = scores()
+    templated, seen = scores(templates=["drawing {}"]), scores(training_classes=["cat"])
+    assert plain != templated
+    assert plain != seen
+    assert scores() == plain
+    pipe.processor.templates = ["drawing {}"]
+    assert scores() == templated
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidate_labels": ["cat"], "distractor_labels": ["dog", "dog"]}, "`distractor_labels`: Label 1"),
+        ({"candidate_labels": ["cat"], "distractor_labels": [""]}, "`distractor_labels`: Label 0"),
+        ({"candidate_labels": ["cat"], "min_margin": 2}, "`min_margin` must lie"),
+        ({"candidate_labels": ["cat"], "min_margin": 0.5, "subtask": "semantic"}, "`min_margin` has no effect"),
+        ({"candidate_labels": ["cat"], "templates": ["no place"]}, "has no `{}`"),
+        ({"candidate_labels": ["cat"], "training_classes": ["cat", "cat"]}, "repeats"),
+    ],
+)
+def test_bad_distractors_margins_and_templates_are_refused(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(picture(), **options)
+
+
+def test_templates_are_refused_for_words_that_are_encoded_already(stored):
+    with pytest.raises(ValueError, match="`templates` has no effect on the words stored"):
+        stored(picture(), templates=["a {}"])
+
+
+def test_prebuilt_models_work_with_our_class_given_by_name():
+    model, processor = tiny_model(), tiny_processor()
+    pipe = pipeline(
+        "image-segmentation",
+        model=model,
+        processor=processor,
+        pipeline_class=MaftPlusSegmentationPipeline,
+        device="cpu",
+    )
+    assert pipe(picture(), candidate_labels=["cat"], subtask="semantic")[0]["label"] == "cat"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantised_model_works_as_it_is():
+    model = torch.ao.quantization.quantize_dynamic(tiny_model(), {torch.nn.Linear}, torch.qint8)
+    pipe = MaftPlusSegmentationPipeline(model=model, processor=tiny_processor(), device="cpu")
+    assert pipe(picture(), candidate_labels=["cat"], subtask="semantic")[0]["label"] == "cat"
+
+
+def test_a_model_patched_with_adapters_works_as_it_is():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"])).eval()
+    pipe = MaftPlusSegmentationPipeline(model=model, processor=tiny_processor(), device="cpu")
+    assert pipe(picture(), candidate_labels=["cat"], subtask="semantic")[0]["label"] == "cat"
+    assert pipe(pipe.encode(picture()), candidate_labels=["dog"], subtask="semantic")[0]["label"] == "dog"
+
+
+def test_the_stock_class_says_that_it_knows_no_words_of_a_call(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    predictions_maftplus.logger.warning_once.cache_clear()
+    model, processor = tiny_model(), tiny_processor()
+    model.set_vocabulary(processor, LABELS)
+    parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
+    stock = pipeline("image-segmentation", model=model, processor=processor, device="cpu", **parts)
+    assert type(stock) is ImageSegmentationPipeline
+    stock(picture(), candidate_labels=["dog"], threshold=0.0)
+    assert "ignores `candidate_labels`" in caplog.text
+
+
+def test_the_stock_class_without_stored_words_is_told_the_way():
+    model, processor = tiny_model(), tiny_processor()
+    parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
+    stock = pipeline("image-segmentation", model=model, processor=processor, device="cpu", **parts)
+    with pytest.raises(ValueError, match="No vocabulary.*MaftPlusSegmentationPipeline"):
+        stock(picture(), candidate_labels=["dog"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from transformers import ImageSegmentationPipeline
 
-from maftplus import postprocessing_maftplus
+from maftplus import postprocessing_maftplus, predictions_maftplus
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 
 PROCESSOR = MaftPlusImageProcessorPil()
@@ -96,7 +96,7 @@ def test_the_size_of_tiles_and_pieces_does_not_matter(edge, monkeypatch):
     outputs, target = random_outputs(60), (90, 100)
     expected = PROCESSOR.post_process_semantic_segmentation(outputs, [target])[0]
     panoptic = PROCESSOR.post_process_panoptic_segmentation(outputs, 0.0, target_sizes=[target])[0]
-    monkeypatch.setattr(postprocessing_maftplus, "TILE_EDGE", edge)
+    monkeypatch.setattr(predictions_maftplus, "TILE_EDGE", edge)
     monkeypatch.setattr(postprocessing_maftplus, "TILE_NUMBERS", 64 * edge)
     assert_same_labels(
         PROCESSOR.post_process_semantic_segmentation(outputs, [target])[0], held_class_maps(outputs, target)

@@ -13,6 +13,7 @@ from text_tools import RECORDED, load_tokenizer
 from tiny_tools import tiny_model
 from transformers import CLIPTextConfig, PreTrainedTokenizerFast
 
+from maftplus import processing_maftplus
 from maftplus.conversion.tokenizer import clip_tokenizer_from_bpe
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil, read_picture
 from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
@@ -279,3 +280,14 @@ def test_a_picture_is_turned_upright(tmp_path):
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
     assert read_picture(tmp_path / "turned.jpg").size == (30, 40)
+
+
+def test_words_that_can_only_be_spelt_are_told_in_one_line(processor, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    processing_maftplus.logger.warning_once.cache_clear()
+    processor(text=["cat, xqzvwk", "dog"])
+    (line,) = [record.message for record in caplog.records if "hardly met" in record.message]
+    assert "'xqzvwk'" in line
+    assert "cat" not in line
+    processor(text=["cat", "dog"])
+    assert len([record for record in caplog.records if "hardly met" in record.message]) == 1

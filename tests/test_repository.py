@@ -17,13 +17,14 @@ ROOT = Path(__file__).parents[1]
 SAVED_MODEL = ROOT / "models" / "shapes"
 
 # Travelling file (without `_maftplus.py`) -> those that it may import. Nothing goes back.
-_WORDS_AND_PIXELS = {"image_processing", "postprocessing", "reading", "words"}
+_WORDS_AND_PIXELS = {"image_processing", "postprocessing", "predictions", "reading", "words"}
 TRAVELLING = {
     "configuration": set(),
     "words": set(),
     "layers": set(),
     "loss": set(),
-    "postprocessing": set(),
+    "predictions": set(),
+    "postprocessing": {"predictions"},
     "towers": {"layers"},
     "clip": {"configuration", "layers", "towers"},
     "segmenter": {"configuration", "layers"},
@@ -34,9 +35,10 @@ TRAVELLING = {
         *{"classifier", "clip", "configuration", "layers", "loss", "outputs", "proposer", "segmenter", "towers"},
     },
     "reading": set(),
-    "image_processing": {"postprocessing", "reading"},
-    "processing": {*_WORDS_AND_PIXELS, "pipeline", "tiles"},
-    "pipeline": {*_WORDS_AND_PIXELS, "tiles"},
+    "image_processing": {"postprocessing", "predictions", "reading"},
+    "processing": {*_WORDS_AND_PIXELS, "pipeline", "masks", "tiles"},
+    "pipeline": {*_WORDS_AND_PIXELS, "masks", "tiles"},
+    "masks": _WORDS_AND_PIXELS,
     "tiles": _WORDS_AND_PIXELS,
 }
 # Room -> rooms that it may import beside itself and the root.

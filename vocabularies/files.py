@@ -52,6 +52,7 @@ class VocabularyFile:
         stuff: Training ids of stuff; None where the data set does not say.
         unseen: Training ids of the classes kept from zero-shot training; None without such a split.
         source: Where the names come from.
+        places: File and line of every class, for messages; empty where nobody knows.
     """
 
     name: str
@@ -61,6 +62,7 @@ class VocabularyFile:
     stuff: tuple[int, ...] | None = None
     unseen: tuple[int, ...] | None = None
     source: str = ""
+    places: tuple[str, ...] = ()
 
     @property
     def num_labels(self) -> int:
@@ -172,7 +174,8 @@ def _from_json(path: Path) -> VocabularyFile:
         raise ValueError(f'{path} holds no class; write {{"classes": [{{"name": "cat", "synonyms": [...]}}, ...]}}.')
     names = tuple(_row_name(row, f"{path}, class {index}") for index, row in enumerate(rows))
     raw_ids = tuple(_row_id(row, index, path) for index, row in enumerate(rows))
-    _refuse_repeated_ids(raw_ids, path)
+    places = tuple(f"{path}, class {index}" for index in range(len(rows)))
+    _refuse_repeated_ids(raw_ids, places)
     return VocabularyFile(
         name=str(content.get("name", path.stem)),
         names=names,
@@ -181,6 +184,7 @@ def _from_json(path: Path) -> VocabularyFile:
         stuff=_ids_where(rows, "isthing", False, path),
         unseen=_ids_where(rows, "unseen", True, path),
         source=str(content.get("source", path)),
+        places=places,
     )
 
 
@@ -239,40 +243,41 @@ def _from_lines(path: Path) -> VocabularyFile:
         raise ValueError(
             f"{path} holds no class; write one line a class, `id:name,synonym,...` or `name,synonym,...`."
         )
-    raw_ids, classes, is_stuff = (tuple(column) for column in zip(*rows))
+    raw_ids, classes, is_stuff, places = (tuple(column) for column in zip(*rows))
     if None in raw_ids:
-        raw_ids = _number_rows(raw_ids, path)
-    _refuse_repeated_ids(raw_ids, path)
+        raw_ids = _number_rows(raw_ids, places)
+    _refuse_repeated_ids(raw_ids, places)
     stuff = tuple(index for index, value in enumerate(is_stuff) if value) or None
     names = tuple(synonyms[0] for synonyms in classes)
-    vocabulary = VocabularyFile(path.stem, names, classes, raw_ids, stuff, source=str(path))
+    vocabulary = VocabularyFile(path.stem, names, classes, raw_ids, stuff, source=str(path), places=places)
     _tell_repeated_names(vocabulary)
     return vocabulary
 
 
-def _parse_line(line: str, where: str) -> tuple[int | None, tuple[str, ...], bool] | None:
-    """Raw id (None without one), synonyms and whether it is stuff; None for the id of unlabelled pixels."""
+def _parse_line(line: str, where: str) -> tuple[int | None, tuple[str, ...], bool, str] | None:
+    """Raw id (None without one), synonyms, whether it is stuff, and `where`; None for the id of unlabelled pixels."""
     with_id = ID_AND_NAMES.fullmatch(line)
     raw_id, names = (int(with_id[1]), with_id[2]) if with_id else (None, line)
     marked = STUFF_MARK.fullmatch(names)
     names = marked[1] if marked else names
-    return None if names.strip() == INVALID_NAME else (raw_id, _split_names(names, where), marked is not None)
+    return None if names.strip() == INVALID_NAME else (raw_id, _split_names(names, where), marked is not None, where)
 
 
-def _number_rows(raw_ids: Sequence[int | None], path: Path) -> tuple[int, ...]:
+def _number_rows(raw_ids: Sequence[int | None], places: Sequence[str]) -> tuple[int, ...]:
     given = [raw_id for raw_id in raw_ids if raw_id is not None]
     if given:
         raise ValueError(
-            f"{path} gives some classes an id ({given[0]}) and others none; every class needs one, or none."
+            f"{places[raw_ids.index(None)]} gives no id, other classes have one ({given[0]}); every class needs one, "
+            "or none."
         )
     return tuple(range(len(raw_ids)))
 
 
-def _refuse_repeated_ids(raw_ids: Sequence[int], path: Path) -> None:
+def _refuse_repeated_ids(raw_ids: Sequence[int], places: Sequence[str]) -> None:
     seen: set[int] = set()
-    for raw_id in raw_ids:
+    for raw_id, place in zip(raw_ids, places):
         if raw_id in seen:
-            raise ValueError(f"{path} gives the id {raw_id} twice; every class needs its own.")
+            raise ValueError(f"{place} gives the id {raw_id} a second time; every class needs its own.")
         seen.add(raw_id)
 
 

@@ -1,81 +1,78 @@
 """`maftplus segment`: pictures and words in, overlays, label PNGs and JSON out."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from maftplus.app import options as given
 from maftplus.app.command import SOME_FAILED, command, echo_error
-
-DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "shapes"
-
-
-class Task(str, Enum):
-    panoptic = "panoptic"
-    instance = "instance"
-    semantic = "semantic"
-
-
-class Precision(str, Enum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @command()
 def segment(
-    pictures: Annotated[list[str], typer.Argument(help="Pictures, URLs of pictures, or folders of pictures.")],
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--labels", "-l", help='A class, with synonyms: "cat, kitten". Repeat. Default: the stored words.'
-        ),
-    ] = None,
-    stuff: Annotated[
-        list[str] | None, typer.Option(help="Which of the labels are stuff (grass, sky). Repeat.")
-    ] = None,
-    task: Annotated[Task, typer.Option(help="What to find.")] = Task.panoptic,
-    model: Annotated[str, typer.Option(help="Model folder, or its name on the Hub.")] = str(DEFAULT_MODEL),
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Smallest score of a segment.")] = None,
-    device: Annotated[str | None, typer.Option(help='"cpu", "cuda", ... Default: the fastest there is.')] = None,
-    dtype: Annotated[
-        Precision, typer.Option(help="Precision of the network. auto: as it was saved.")
-    ] = Precision.auto,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the network.")] = 1,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that stand where results go, whoever wrote them.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    pictures: given.Pictures,
+    labels: given.LabelList = None,
+    labels_file: given.LabelsFile = None,
+    vocabulary: given.VocabularyName = None,
+    stuff: given.StuffList = None,
+    distractors: given.DistractorList = None,
+    distractor_vocabulary: given.DistractorVocabulary = None,
+    task: given.TaskChoice = given.Task.panoptic,
+    threshold: given.Threshold = None,
+    min_margin: given.MinMargin = None,
+    masks: given.Masks = None,
+    tile: given.Tile = None,
+    tile_overlap: given.TileOverlap = None,
+    heatmaps: given.Heatmaps = False,
+    style: given.StyleChoice = given.Style.fill,
+    coco: given.Coco = None,
+    out: given.OutFolder = Path("out"),
+    overwrite: given.Overwrite = False,
+    quiet: given.Quiet = False,
+    model: given.Model = None,
+    device: given.Device = None,
+    dtype: given.Dtype = given.Precision.auto,
+    batch_size: given.BatchSize = 1,
 ) -> None:
     """Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document."""
     from maftplus.app.jobs import check_results, plan_jobs
-    from maftplus.app.models import load_pipeline
+    from maftplus.app.masks import find_mask_files
+    from maftplus.app.models import load_pipeline, resolve_model
     from maftplus.app.segmenting import Segmenter
+    from maftplus.app.words import first_names, gather_distractors, gather_words
 
-    options = _read_options(labels, stuff, task, threshold)
+    folder = resolve_model(model)
+    words = gather_words(labels, labels_file, vocabulary, stuff)
+    words |= gather_distractors(distractors, distractor_vocabulary, words["candidate_labels"], quiet)
+    numbers = {"threshold": threshold, "min_margin": min_margin, "tile_size": tile, "tile_overlap": tile_overlap}
+    options = {**words, **_read_options(task.value, numbers, heatmaps, masks is not None)}
     jobs = plan_jobs(pictures, out)
-    check_results(jobs, overwrite)
-    pipe = load_pipeline(model, device, dtype.value)
-    failed = Segmenter(pipe, options, overwrite=overwrite, is_quiet=quiet).run(jobs, batch_size)
+    check_results(jobs, overwrite, first_names(words["candidate_labels"]) if heatmaps else (), coco)
+    mask_files = None if masks is None else find_mask_files(masks, jobs)
+    pipe = load_pipeline(folder, device, dtype.value)
+    segmenter = Segmenter(pipe, options, overwrite, quiet, style.value, mask_files)
+    failed = segmenter.run(jobs, batch_size)
+    if coco is not None:
+        segmenter.coco.write(coco)
     if failed:
         echo_error(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(failed)}")
         raise typer.Exit(SOME_FAILED)
 
 
-def _read_options(
-    labels: list[str] | None, stuff: list[str] | None, task: Task, threshold: float | None
-) -> dict[str, Any]:
-    """The pipeline's arguments. Bad words, and thresholds that the task does not read, raise ValueError here."""
+def _read_options(task: str, numbers: dict[str, float | None], heatmaps: bool, has_masks: bool) -> dict[str, Any]:
+    """The pipeline's arguments but for the words. Raises ValueError for options that have no effect on each other."""
+    from maftplus.masks_maftplus import check_options_with_masks
     from maftplus.pipeline_maftplus import check_thresholds
-    from maftplus.words_maftplus import find_label_ids, parse_classes
+    from maftplus.tiles_maftplus import check_options_with_tiles
 
-    options = {"candidate_labels": labels or None, "stuff_labels": stuff or None, "subtask": task.value}
-    if threshold is not None:
-        options["threshold"] = threshold
-    if labels:
-        find_label_ids(parse_classes(labels), stuff)
-    check_thresholds(task.value, options)
+    options = {"subtask": task, **{name: value for name, value in numbers.items() if value is not None}}
+    options["return_score_maps"] = heatmaps
+    check_thresholds(task, options)
+    check_options_with_tiles(options)
+    if not has_masks:
+        return options
+    if task == given.Task.panoptic:  # the default, which nobody may have asked for
+        del options["subtask"]
+    check_options_with_masks(options)
     return options

@@ -64,7 +64,17 @@ def test_a_picture_becomes_an_overlay_a_label_png_a_json_and_a_table(folder, pic
     assert document["labels"] == [["cat", "kitten"], ["grass"]]
     assert document["segments"]
     for found in document["segments"]:
-        assert set(found) == {"id", "label", "label_id", "isthing", "score", "area", "bbox"}
+        assert set(found) == {
+            "id",
+            "label",
+            "label_id",
+            "isthing",
+            "score",
+            "second_label",
+            "second_score",
+            "area",
+            "bbox",
+        }
         assert (found["label"], found["label_id"], found["isthing"]) == ("cat", 0, True)
     assert Image.open(out / "one_labels.png").size == (70, 50)
     assert "cat" in result.output

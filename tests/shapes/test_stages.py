@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from maftplus.shapes import ablation, evaluate, make_model, pretrain, unseen_words
+from maftplus.shapes import ablation, evaluate, make_model, none_of_these, pretrain, unseen_words
 from maftplus.shapes.scenes import export_coco_panoptic
 from maftplus.shapes.stages import MARKER, finished_settings, run_stage, train_to_the_end
 
@@ -205,3 +205,12 @@ def test_no_library_takes_our_evaluate_for_hugging_face_s():
     )
     run = subprocess.run([sys.executable, "-c", code, str(REPOSITORY / "shapes")], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_absent_words_are_measured_with_and_without_distractors(capsys):
+    given = ["--split", "validation", "--num_scenes", "2", "--min_margin", "0", "0.6", "--num_threads", "1"]
+    none_of_these.main([str(REPOSITORY / "models" / "shapes"), *given])
+    rows = [line.split() for line in capsys.readouterr().out.strip().splitlines()[1:]]
+    assert rows[0] == ["distractors", "min_margin", *none_of_these.COLUMNS]
+    assert [row[:2] for row in rows[1:]] == [["no", "0.0"], ["no", "0.6"], ["yes", "0.0"], ["yes", "0.6"]]
+    assert all(0 <= float(value) <= 100 for row in rows[1:] for value in row[2:])

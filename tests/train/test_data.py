@@ -305,7 +305,7 @@ def test_names_alone_are_numbered_from_zero(tmp_path):
     [
         ("", "holds no class"),
         ("1:cat\n2:,\n", "line 2: a class without a name"),
-        ("1:cat\n1:dog\n", "gives the id 1 twice"),
+        ("1:cat\n1:dog\n", "line 2 gives the id 1 a second time"),
     ],
 )
 def test_a_bad_vocabulary_file_is_named(content, message, tmp_path):

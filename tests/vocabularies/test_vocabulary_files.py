@@ -52,7 +52,7 @@ def test_synonyms_given_as_a_string_are_split_at_commas_not_into_letters(tmp_pat
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"name": "cat", "id": 1}, {"name": "dog", "id": 1}], "gives the id 1 twice"),
+        ([{"name": "cat", "id": 1}, {"name": "dog", "id": 1}], "class 1 gives the id 1 a second time"),
         ([{"name": "cat"}, {"synonyms": ["dog"]}], "class 1: expected an object with a `name`"),
         ([{"name": "cat", "synonyms": [1]}], "class 0: `synonyms` must be a list of names"),
         ([{"name": "cat", "id": "1"}], "class 0: `id` must be a whole number"),
@@ -78,7 +78,7 @@ def test_a_bad_class_of_a_json_file_is_named_with_its_file(tmp_path, rows, messa
         ("words.txt", "cat\n".encode("utf-16"), r"words\.txt is UTF-16"),
         ("words.json", "{}".encode("utf-16"), r"words\.json is UTF-16"),
         ("words.txt", "cat\ncafé\n".encode("latin-1"), r"words\.txt, line 2: not UTF-8"),
-        ("words.txt", b"1:cat\ndog\n", r"words\.txt gives some classes an id"),
+        ("words.txt", b"1:cat\ndog\n", r"words\.txt, line 2 gives no id"),
         ("words.txt", b"cat\n" + b"a" * 1001, r"words\.txt, line 2: a name has 1,001 characters"),
         ("words.txt", b"a" * (LARGEST_FILE + 1), r"words\.txt is larger than 10 MB"),
     ],

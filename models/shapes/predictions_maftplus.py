@@ -1,0 +1,1 @@
+../../predictions_maftplus.py

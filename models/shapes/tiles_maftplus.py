@@ -1,0 +1,1 @@
+../../tiles_maftplus.py
