@@ -105,7 +105,7 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
     The reports of shards, as they come. Stop reading, and the actors stop.
 
     Raises:
-        RuntimeError: if an actor dies again and again, or cannot start; the message is its last.
+        OSError: if an actor dies again and again, or cannot start; the message is its last.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -124,7 +124,7 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
         for row in reports.iter_rows():
             yield ShardReport(**{**row, "seconds": json.loads(row["seconds"])})
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"the workers failed: {_last_line(error)}") from error
+        raise OSError(f"the workers failed: {_last_line(error)}") from error
 
 
 def _retries() -> dict[str, int]:

@@ -57,7 +57,7 @@ def summarise(results: Results, seed: int = 0) -> Summary:
 def _count(summary: Summary, row: dict[str, Any]) -> None:
     summary.num_pictures += 1
     if row["error"] is not None:
-        summary.errors[error_kind(row["error"], row["key"])] += 1
+        summary.errors[error_kind(row["error"])] += 1
         return
     segments = row["segments"]
     summary.num_empty += not segments
@@ -67,9 +67,9 @@ def _count(summary: Summary, row: dict[str, Any]) -> None:
     summary.scores.update(min(int(score * BINS), BINS - 1) for score in scores)
 
 
-def error_kind(error: str, key: str) -> str:
-    """An error without what differs from picture to picture."""
-    return re.sub(r"\d+", "N", error.replace(repr(key), "it").replace(key, "it"))
+def error_kind(error: str) -> str:
+    """An error without what differs from picture to picture: quoted names and numbers."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "it", error))
 
 
 class _Choice:

@@ -212,7 +212,8 @@ def prove_disk(source: Path, truth: dict, folder: Path, log: Path) -> int:
     """A file system of a few files' size, then a larger one."""
     out = folder / "disk"
     out.mkdir()
-    size = max(256, 4 * sum(path.stat().st_size for path in (folder / "rows").glob("*.parquet")) // 3 // 1024 // 4)
+    files = list((folder / "rows").glob("*.parquet"))
+    size = 64 + 8 * len(files) + sum(path.stat().st_size for path in files) // 2048  # half of it, beside the job
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(out)]
     if subprocess.run(mount, capture_output=True).returncode:
         print("skipped disk: no file system can be mounted here", flush=True)
