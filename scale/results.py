@@ -66,7 +66,7 @@ class Results:
         for path in self._paths():
             number = int(posixpath.basename(path).removeprefix("shard-").removesuffix(".parquet"))
             with self.folder.system.open_input_file(path) as file:
-                yield number, pq.read_table(file, columns=columns)
+                yield number, pq.ParquetFile(file).read(columns=columns)
 
     def row(self, shard: int, key: str) -> dict[str, Any]:
         """One row. Raises KeyError if the shard has no such key."""

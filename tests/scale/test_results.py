@@ -7,9 +7,8 @@ from maftplus.scale.summary import SHOWN, _Choice, error_kind
 
 
 def test_errors_that_differ_by_name_and_number_are_one_kind():
-    kinds = {
-        error_kind(f"ValueError: '{key}': no picture in {size} bytes.", key) for key, size in (("a", 1), ("b", 20))
-    }
+    errors = [f"ValueError: '{key}': no picture in {size} bytes." for key, size in (("a", 1), ("b/2.png", 20))]
+    kinds = {error_kind(error) for error in errors}
     assert kinds == {"ValueError: it: no picture in N bytes."}
 
 
