@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-lower-bound test-common lint clean figures
+PHOTOGRAPHS ?=
+
+.PHONY: demo test test-scale test-lower-bound test-common lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -13,6 +15,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+
+# The batch job through kills, a full disk and a broken shard, and its speed (half an hour of two cores). With
+# PHOTOGRAPHS=FOLDER some of the pictures are photographs.
+test-scale: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/scale/long.py $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 
 # The oldest transformers that the package admits, in an environment of its own.
 test-lower-bound:

@@ -63,7 +63,9 @@ class Report:
 
     def add_facts(self, heading: str, facts: Mapping[str, Any]) -> None:
         """Names and values, a line each."""
-        rows = "".join(f"<tr><th>{escape(name)}</th>{_cell(value)}</tr>" for name, value in facts.items())
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in facts.items()
+        )
         self._add(heading, f"<table>{rows}</table>" if rows else "")
 
     def add_bars(self, heading: str, counts: Mapping[str, float], note: str = "") -> None:

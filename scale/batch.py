@@ -21,7 +21,6 @@ from maftplus.scale.worker import ShardReport, ShardWorker, Task, Words
 from maftplus.words_maftplus import ClassName, parse_distractors, split_distractors
 
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
-MAX_RETRIES = 5  # of one shard, after an actor died over it
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,6 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
         compute=ActorPoolStrategy(size=min(pool.num_workers, len(shards)), max_tasks_in_flight_per_actor=2),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        ray_remote_args_fn=_retries,
         fn_constructor_kwargs={"task": task, "words": words},
     )
     try:
@@ -125,11 +123,6 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
             yield ShardReport(**{**row, "seconds": json.loads(row["seconds"])})
     except ray.exceptions.RayError as error:
         raise OSError(f"the workers failed: {_last_line(error)}") from error
-
-
-def _retries() -> dict[str, int]:
-    """A picture over which the whole process dies, each time, must end the job rather than keep it for ever."""
-    return {"max_task_retries": MAX_RETRIES}
 
 
 def run_job(task: Task, words: Words, pool: Pool, num_shards: int) -> Iterator[ShardReport]:

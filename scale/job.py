@@ -4,6 +4,7 @@
     OUT/_job/job.json              model, words, options, source; `num_shards` once all of them are listed
     OUT/_job/shards/00000012.json  a shard's description, see `sources.py`
     OUT/_job/unfinished/           what is being written
+    OUT/_job/begun/00000012        how often a shard that is not done has been begun in this run
 
 Nothing here grows in memory with the number of pictures: shards are written while they are listed, and looked at in
 windows.
@@ -34,7 +35,7 @@ class JobFolder:
     def __init__(self, address: str):
         self.address = absolute(address)
         self.system, self.path = open_address(self.address)
-        self.aside = self._join("_job", "unfinished")
+        self.aside, self._begun = self._join("_job", "unfinished"), self._join("_job", "begun")
 
     def __reduce__(self):
         return type(self), (self.address,)
@@ -75,9 +76,10 @@ class JobFolder:
         elif not is_resumed:
             raise ValueError(f"{self.address}: a job has begun here; go on with --resume, or give another folder.")
         self._refuse_differences(known, facts)
-        self.system.create_dir(self.aside, recursive=True)
         self.system.create_dir(self._join("_job", "shards"), recursive=True)
-        self.system.delete_dir_contents(self.aside)
+        for folder in (self.aside, self._begun):
+            self.system.create_dir(folder, recursive=True)
+            self.system.delete_dir_contents(folder)
         if COUNT not in known:
             self._write_json(self._join("_job", "job.json"), facts)
             known = {**facts, COUNT: self._write_shards(shards)}
@@ -126,6 +128,18 @@ class JobFolder:
     def read_shard(self, shard: int) -> dict[str, Any]:
         """A shard's description."""
         return json.loads(read_bytes(self.system, self._shard_path(shard)))
+
+    def count_begun(self, shard: int) -> int:
+        """How often a shard has been begun before without an end: a picture may take the whole process with it."""
+        path = posixpath.join(self._begun, f"{shard:08d}")
+        is_first = self.system.get_file_info(path).type == FileType.NotFound
+        count = 0 if is_first else int(read_bytes(self.system, path))
+        write_whole(self.system, path, str(count + 1).encode(), self.aside)
+        return count
+
+    def end(self, shard: int) -> None:
+        """A shard has come to its end, good or bad."""
+        self.system.delete_file(posixpath.join(self._begun, f"{shard:08d}"))
 
     def write_result(self, shard: int, table: pa.Table) -> int:
         """A shard's file, whole; returns its bytes. Raises OSError if it cannot be written."""

@@ -29,6 +29,7 @@ from maftplus.reading_maftplus import read_picture
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import Item, decode, read_shard
 
+MOST_DEATHS = 5  # of workers over one shard
 STAGES = ("read", "decode", "network", "postprocess", "write")
 SEGMENT = pa.struct(
     [
@@ -137,20 +138,28 @@ class ShardWorker:
         """Segment a shard and write its file. Nothing is raised for what a source or a disk can do."""
         report = ShardReport(shard, seconds=dict.fromkeys(STAGES, 0.0))
         try:
+            if self.task.folder.count_begun(shard) >= MOST_DEATHS:
+                report.failure = f"given up: the worker died over it {MOST_DEATHS} times"
+            else:
+                self._do(shard, report)
+            self.task.folder.end(shard)
+        except OSError as error:
+            report.failure, report.is_fatal = f"cannot be written ({_reason(error)})", True
+        return report
+
+    def _do(self, shard: int, report: ShardReport) -> None:
+        """Raises OSError if the results cannot be written."""
+        try:
             items = read_shard(self.task.source, self.task.folder.read_shard(shard))
             rows = self.segment(items, report.seconds)
         except (OSError, ValueError, tarfile.TarError) as error:
             report.failure = f"cannot be read ({_reason(error)})"
-            return report
+            return
         report.num_pictures, report.num_errors = len(rows), sum(row["error"] is not None for row in rows)
-        started = time.thread_time()
-        try:
-            table = pa.Table.from_pylist(rows, schema=SCHEMA)
-            report.num_bytes = self.task.folder.write_result(shard, table)
-        except OSError as error:
-            report.failure, report.is_fatal = f"cannot be written ({_reason(error)})", True
-        report.seconds["write"] += time.thread_time() - started
-        return report
+        clock = _Clock("write")
+        report.num_bytes = self.task.folder.write_result(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
+        clock.lap("write")
+        _add(report.seconds, clock.seconds)
 
     def segment(self, items: Iterator[Item], seconds: dict[str, float]) -> list[dict[str, Any]]:
         """A row a picture, in the order of `items`; adds to the seconds by stage."""

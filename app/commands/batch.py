@@ -62,26 +62,19 @@ def batch(
     from maftplus.app.models import resolve_model
     from maftplus.app.words import gather_distractors, gather_words
 
-    folder = resolve_model(model)
     words = gather_words(labels, labels_file, vocabulary, stuff)
     words |= gather_distractors(distractors, distractor_vocabulary, words["candidate_labels"], quiet)
-    asked = Batch(
-        source=source,
-        out=out,
-        model=folder,
-        device=device,
-        dtype=dtype.value,
-        words=words,
-        options=_read_options(task.value, threshold, min_margin),
-        batch_size=batch_size,
-        shard_size=shard_size,
-        column=column,
-        workers=workers,
-        threads=threads,
-        address=address,
-    )
+    options = _read_options(task.value, threshold, min_margin)
+    cluster = {"workers": workers, "threads": threads, "address": address}
+    cut = {"batch_size": batch_size, "shard_size": shard_size, "column": column}
+    asked = Batch(source, out, resolve_model(model), words, options, device, dtype.value, **cut, **cluster)
     totals = run_batch(asked, is_resumed=resume, is_quiet=quiet)
-    for line in [*([] if quiet else totals.summary()), *(totals.profile() if profile else [])]:
+    _tell(totals, quiet, profile)
+
+
+def _tell(totals: Any, is_quiet: bool, is_profiled: bool) -> None:
+    """What was done; the command fails if a shard has."""
+    for line in [*([] if is_quiet else totals.summary()), *(totals.profile() if is_profiled else [])]:
         typer.echo(line)
     for failure in totals.failures:
         echo_error(failure)

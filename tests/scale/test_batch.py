@@ -23,7 +23,7 @@ from maftplus.scale import read_results
 from maftplus.scale.batch import Pool, encode_words, ray_session, run_shards
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import list_shards
-from maftplus.scale.worker import ShardWorker, Task
+from maftplus.scale.worker import MOST_DEATHS, ShardWorker, Task
 
 LABELS = ["cat, kitten", "dog", "grass"]
 WORDS = {"candidate_labels": LABELS, "stuff_labels": ["grass"], "distractor_labels": ["sky"]}
@@ -193,6 +193,15 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing(make_task, monkeypatch):
     assert report.is_fatal
     assert "No space left" in report.failure
     assert next(task.folder.missing_shards(1)) == [0]
+
+
+def test_a_shard_over_which_workers_die_again_and_again_is_given_up(make_task):
+    task, words = make_task()
+    for _ in range(MOST_DEATHS):
+        task.folder.count_begun(0)  # and no end
+    worker = ShardWorker(task, words)
+    assert worker.run(0).failure == "given up: the worker died over it 5 times"
+    assert worker.run(0).failure is None  # the next one asked for it begins anew
 
 
 def raise_full(*arguments):
