@@ -20,6 +20,7 @@ from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 from maftplus.scale.worker import ShardReport, ShardWorker, Task, Words
 from maftplus.words_maftplus import ClassName, parse_distractors, split_distractors
 
+CPUS_A_WORKER = 4  # where there is no GPU
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
 
 
@@ -89,14 +90,20 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
 
 def plan_pool(device: str | None, num_workers: int | None, num_threads: int | None) -> Pool:
     """
-    One actor a GPU of the cluster (or of this machine), unless `device` is the CPU or there is none: then one for
-    four processors. Processors that nobody asked for are divided among the actors.
+    One actor a GPU of the cluster (or of this machine), with its share of its machine's processors; one for four
+    processors if `device` is the CPU or there is no GPU. What is given is taken as it is.
     """
-    resources = ray.cluster_resources()
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    has_gpus = num_gpus > 0 and device != "cpu"
-    num_workers = num_workers or (num_gpus if has_gpus else max(1, num_cpus // 4))
-    return Pool(num_workers, num_threads or max(1, num_cpus // num_workers), int(has_gpus))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpus = [] if device == "cpu" else [machine for machine in machines if machine.get("GPU", 0) >= 1]
+    if with_gpus:
+        shares = [machine.get("CPU", 1) // machine["GPU"] for machine in with_gpus]
+        num_workers = num_workers or int(sum(machine["GPU"] for machine in with_gpus))
+        return Pool(num_workers, num_threads or max(1, int(min(shares))), gpus=1)
+    processors = [int(machine.get("CPU", 0)) for machine in machines]
+    if num_threads is None:
+        is_divided = num_workers is not None and len(machines) == 1
+        num_threads = max(1, max(processors) // num_workers if is_divided else min(CPUS_A_WORKER, max(processors)))
+    return Pool(num_workers or max(1, sum(count // num_threads for count in processors)), num_threads)
 
 
 def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> Iterator[ShardReport]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from maftplus.app.batching import Batch, run_batch
 from maftplus.app.cli import app
 from maftplus.app.models import load_pipeline
 from maftplus.scale import read_results
-from maftplus.scale.batch import Pool, encode_words, ray_session, run_shards
+from maftplus.scale.batch import Pool, encode_words, plan_pool, ray_session, run_shards
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import list_shards
 from maftplus.scale.worker import MOST_DEATHS, ShardWorker, Task
@@ -256,6 +257,36 @@ def test_a_folder_with_parquet_of_somebody_else_is_refused(tmp_path):
     (tmp_path / "mine.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="of no job of ours"):
         JobFolder(str(tmp_path)).begin({}, [])
+
+
+def test_results_may_go_to_an_address(make_task):
+    import fsspec
+
+    task, words = make_task()
+    folder = JobFolder("memory://results")
+    assert folder.begin({"source": task.source}, list_shards(task.source, 3)) == 4
+    report = ShardWorker(replace(task, folder=folder), words).run(2)
+    assert report.failure is None
+    assert next(folder.missing_shards(4)) == [0, 1, 3]
+    files = fsspec.filesystem("memory").ls("/results", detail=False)
+    assert sorted(files) == ["/results/_job", "/results/shard-00000002.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "given", "pool"),
+    [
+        ([{"CPU": 16}], (None, None, None), Pool(4, 4)),
+        ([{"CPU": 2}], (None, None, None), Pool(1, 2)),
+        ([{"CPU": 16}], (None, 2, None), Pool(2, 8)),
+        ([{"CPU": 2}], (None, 2, 1), Pool(2, 1)),
+        ([{"CPU": 64}, {"CPU": 96, "GPU": 8}, {"CPU": 32, "GPU": 4}], (None, None, None), Pool(12, 8, 1)),
+        ([{"CPU": 96, "GPU": 8}], ("cpu", None, None), Pool(24, 4)),
+    ],
+)
+def test_actors_fit_on_the_machines_that_there_are(machines, given, pool, monkeypatch):
+    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    assert plan_pool(*given) == pool
 
 
 def test_a_source_without_pictures_is_refused(tmp_path):
