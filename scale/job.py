@@ -10,6 +10,7 @@ Nothing here grows in memory with the number of pictures: shards are written whi
 windows.
 """
 
+import contextlib
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -138,8 +139,9 @@ class JobFolder:
         return count
 
     def end(self, shard: int) -> None:
-        """A shard has come to its end, good or bad."""
-        self.system.delete_file(posixpath.join(self._begun, f"{shard:08d}"))
+        """A shard has come to its end, good or bad. A worker of a killed run may still live and have said so."""
+        with contextlib.suppress(FileNotFoundError):
+            self.system.delete_file(posixpath.join(self._begun, f"{shard:08d}"))
 
     def write_result(self, shard: int, table: pa.Table) -> int:
         """A shard's file, whole; returns its bytes. Raises OSError if it cannot be written."""

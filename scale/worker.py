@@ -30,6 +30,7 @@ from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import Item, decode, read_shard
 
 MOST_DEATHS = 5  # of workers over one shard
+NO_SETTINGS = ("_name_or_path", "dtype", "transformers_version")  # of a configuration
 STAGES = ("read", "decode", "network", "postprocess", "write")
 SEGMENT = pa.struct(
     [
@@ -312,8 +313,10 @@ def _reason(error: Exception) -> str:
 
 
 def model_identity(pipe: MaftPlusSegmentationPipeline, name: str) -> str:
-    """Name of a model, and a fingerprint of its weights and of what its processor does."""
-    digest = hashlib.sha256()
+    """Name of a model, and a fingerprint of its weights, its configuration and its processor."""
+    config = pipe.model.config.to_dict()
+    settings = {key: config[key] for key in sorted(config) if key not in NO_SETTINGS}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for key, value in sorted(pipe.model.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

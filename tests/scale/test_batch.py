@@ -24,7 +24,7 @@ from maftplus.scale import read_results
 from maftplus.scale.batch import Pool, encode_words, plan_pool, ray_session, run_shards
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import list_shards
-from maftplus.scale.worker import MOST_DEATHS, ShardWorker, Task
+from maftplus.scale.worker import MOST_DEATHS, ShardWorker, Task, model_identity
 
 LABELS = ["cat, kitten", "dog", "grass"]
 WORDS = {"candidate_labels": LABELS, "stuff_labels": ["grass"], "distractor_labels": ["sky"]}
@@ -203,6 +203,29 @@ def test_a_shard_over_which_workers_die_again_and_again_is_given_up(make_task):
     worker = ShardWorker(task, words)
     assert worker.run(0).failure == "given up: the worker died over it 5 times"
     assert worker.run(0).failure is None  # the next one asked for it begins anew
+
+
+def test_a_worker_of_a_killed_run_that_ends_a_shard_too_does_no_harm(make_task):
+    folder = make_task()[0].folder
+    folder.count_begun(0)
+    folder.end(0)
+    folder.end(0)
+
+
+def test_a_model_is_told_apart_by_weights_and_settings(model):
+    def identity(change=lambda pipe: None):
+        pipe = load_pipeline(str(model), "cpu")
+        change(pipe)
+        return model_identity(pipe, "name")
+
+    def change_weights(pipe):
+        next(pipe.model.parameters()).data.add_(1)
+
+    def change_settings(pipe):
+        pipe.model.config.num_queries = 3
+
+    assert identity() == identity()
+    assert len({identity(), identity(change_weights), identity(change_settings)}) == 3
 
 
 def raise_full(*arguments):
