@@ -14,6 +14,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	-$(BIN)/python tests/text_tools.py fetch  # CLIP's whole vocabulary; without it the tests use an excerpt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
 
 # The batch job through kills, a full disk and a broken shard, and its speed (half an hour of two cores). With

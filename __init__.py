@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .clip_maftplus import MaftPlusCLIPModel
-    from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+    from .configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig
     from .image_processing_maftplus import MaftPlusImageProcessor, MaftPlusImageProcessorPil
     from .modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
     from .outputs_maftplus import MaftPlusForUniversalSegmentationOutput, MaftPlusModelOutput, MaftPlusPicture
@@ -33,6 +33,7 @@ __all__ = [
     "MaftPlusModelOutput",
     "MaftPlusPicture",
     "MaftPlusProcessor",
+    "MaftPlusProposerConfig",
     "MaftPlusSegmentationPipeline",
     "load_labels",
     "register_auto_classes",
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "MaftPlusModelOutput": "outputs_maftplus",
     "MaftPlusPicture": "outputs_maftplus",
     "MaftPlusProcessor": "processing_maftplus",
+    "MaftPlusProposerConfig": "configuration_maftplus",
     "MaftPlusSegmentationPipeline": "processing_maftplus",
     "load_labels": "vocabularies.files",
 }

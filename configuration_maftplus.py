@@ -2,7 +2,8 @@
 
 Sources: MAFT, arXiv 2310.00240; MAFT+, arXiv 2408.00744; FC-CLIP, arXiv 2308.02487; Mask2Former, arXiv 2112.01527.
 One configuration covers the family. MAFT+ is ConvNeXt, CDT on, alpha = beta = 1. FC-CLIP is the same with
-`cdt_form="off"`, `ensemble_alpha=0.4`, `ensemble_beta=0.8`. MAFT is a ViT tower behind a frozen `proposer_config`.
+`cdt_form="off"`, `ensemble_alpha=0.4`, `ensemble_beta=0.8`. MAFT is a ViT tower behind a frozen proposer: its own
+(`MaftPlusProposerConfig`) or a model of transformers, whichever `proposer_config` describes.
 """
 
 import copy
@@ -12,6 +13,7 @@ from typing import Any
 from transformers import AutoConfig, CLIPTextConfig, CLIPVisionConfig, ConvNextConfig, PreTrainedConfig
 
 VISION_MODEL_TYPES = ("convnext", "clip_vision_model")
+INTERACTION_SIZES = ("interaction_dim", "interaction_heads")
 
 # What the Auto classes load from a folder that carries this code (see README, "Remote code").
 CLIP_AUTO_MAP = {
@@ -83,18 +85,79 @@ class MaftPlusCLIPConfig(PreTrainedConfig):
         return self.vision_config.model_type == "convnext"
 
 
+class MaftPlusProposerConfig(PreTrainedConfig):
+    r"""
+    MAFT's own mask proposer (`MaftPlusProposer`): a ResNet, the segmenter's decoders and a look at the words between
+    them. The defaults are the released sizes; the joint space's width is the CLIP's.
+
+    Args:
+        stem_size (`int`, defaults to 128): Channels that the stem of three 3 x 3 convolutions gives (DeepLab's form).
+        hidden_sizes, depths (`list[int]`): Channels and bottleneck blocks of the four stages, fine to coarse.
+        bottleneck_reduction (`int`, defaults to 4): A block's outer width over its inner one.
+        last_stage_dilations (`list[int]`): Dilation of the 3 x 3 convolution in each block of the last stage.
+        hidden_dim, num_attention_heads, encoder_layers, encoder_feedforward_dim, num_points, num_queries,
+        decoder_layers, dim_feedforward (`int`): As in `MaftPlusConfig`; the released decoder has 10 layers.
+        interaction_dim, interaction_heads (`int`, default to 2048 and 8): Text interaction: inner width and heads.
+        class_feedforward_dim (`int`, defaults to 1024): Inner width of the head of the class embeddings.
+
+    Raises:
+        ValueError: if a value or a combination of values is impossible; the message names the argument.
+    """
+
+    model_type = "maftplus_proposer"
+
+    stem_size: int = 128
+    hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
+    bottleneck_reduction: int = 4
+    last_stage_dilations: list[int] | tuple[int, ...] = (1, 2, 4)
+    hidden_dim: int = 256
+    num_attention_heads: int = 8
+    encoder_layers: int = 6
+    encoder_feedforward_dim: int = 1024
+    num_points: int = 4
+    interaction_dim: int = 2048
+    interaction_heads: int = 8
+    num_queries: int = 100
+    decoder_layers: int = 10
+    dim_feedforward: int = 2048
+    class_feedforward_dim: int = 1024
+
+    def __post_init__(self, **kwargs: Any):
+        super().__post_init__(**kwargs)
+        _check_decoders(self)
+        _require_positive(self, "stem_size", "bottleneck_reduction", "class_feedforward_dim", *INTERACTION_SIZES)
+        if self.interaction_dim % self.interaction_heads:
+            raise ValueError(
+                f"`interaction_dim` ({self.interaction_dim}) must be a multiple of `interaction_heads` "
+                f"({self.interaction_heads})."
+            )
+        if len(self.hidden_sizes) != len(self.depths) or len(self.last_stage_dilations) != self.depths[-1]:
+            raise ValueError(
+                f"`depths` {list(self.depths)} must have a number for each of `hidden_sizes` "
+                f"{list(self.hidden_sizes)}, and `last_stage_dilations` {list(self.last_stage_dilations)} one for "
+                "each block of the last stage."
+            )
+        if any(size % self.bottleneck_reduction for size in self.hidden_sizes):
+            raise ValueError(
+                f"`hidden_sizes` {list(self.hidden_sizes)} must be multiples of `bottleneck_reduction` "
+                f"({self.bottleneck_reduction})."
+            )
+
+
 class MaftPlusConfig(PreTrainedConfig):
     r"""
     MAFT, MAFT+ or FC-CLIP: CLIP that takes masks, a mask proposer, text classification.
 
     Args:
         clip_config (`MaftPlusCLIPConfig` or `dict`, *optional*): CLIP that takes masks.
-        proposer_config (`PreTrainedConfig` or `dict`, *optional*):
-            A frozen universal-segmentation model of transformers as mask proposer (MAFT). `None`: the built-in
+        proposer_config (`MaftPlusProposerConfig`, `PreTrainedConfig` or `dict`, *optional*):
+            A frozen mask proposer (MAFT): its own, or a universal-segmentation model of transformers. `None`: the
             segmenter, which reads a ConvNeXt's maps; a ViT without a proposer classifies the masks that it is given.
         proposer_image_mean, proposer_image_std (`list[float]`, *optional*):
             The proposer's own normalisation, in [0, 1] pixel units; the padding stays zero. `None`: ImageNet's.
-        use_proposer_void (`bool`, defaults to `True`): Read the void probability from the proposer's last class.
+        use_proposer_void (`bool`, defaults to `True`):
+            Read the void probability from the last class of a transformers proposer; MAFT's own has no classes.
         proposal_align_corners (`bool`, defaults to `True`):
             ViT: how mask logits are resized to the padded picture before attention reads them (released MAFT code).
         clip_image_size (`int`, *optional*):
@@ -225,6 +288,11 @@ class MaftPlusConfig(PreTrainedConfig):
         return self.proposer_config is None and self.clip_config.vision_config.model_type == "convnext"
 
     @property
+    def has_own_proposer(self) -> bool:
+        """Whether MAFT's own proposer makes the masks, rather than the segmenter or a model of transformers."""
+        return isinstance(self.proposer_config, MaftPlusProposerConfig)
+
+    @property
     def prompt_class_ids(self) -> list[int]:
         """Class of every stored synonym, (P,): row p of the stored class embeddings belongs to class `[p]`."""
         return [index for index, synonyms in enumerate(self.vocabulary or []) for _ in synonyms]
@@ -253,7 +321,11 @@ def _as_proposer_config(config: dict | PreTrainedConfig | None) -> PreTrainedCon
     if not isinstance(config, dict):
         return config
     if "model_type" not in config:
-        raise ValueError("`proposer_config` must name its `model_type` ('mask2former' or 'maskformer').")
+        raise ValueError(
+            "`proposer_config` must name its `model_type` ('maftplus_proposer', 'mask2former' or 'maskformer')."
+        )
+    if config["model_type"] == MaftPlusProposerConfig.model_type:
+        return MaftPlusProposerConfig(**config)
     return AutoConfig.for_model(**config)
 
 
@@ -331,8 +403,12 @@ def _check_transfer(config: MaftPlusConfig) -> None:
 
 
 def _check_segmenter(config: MaftPlusConfig) -> None:
-    if not config.has_segmenter:
-        return
+    if config.has_segmenter:
+        _check_decoders(config)
+
+
+def _check_decoders(config: MaftPlusConfig | MaftPlusProposerConfig) -> None:
+    """Sizes of pixel decoder and masked-attention decoder."""
     sizes = ("num_queries", "hidden_dim", "num_attention_heads", "num_points", "encoder_layers", "decoder_layers")
     _require_positive(config, *sizes, "encoder_feedforward_dim", "dim_feedforward")
     if config.hidden_dim % 32 or config.hidden_dim % config.num_attention_heads:
@@ -371,4 +447,4 @@ def _first_synonyms(vocabulary: list[list[str]]) -> dict[int, str]:
 MaftPlusCLIPConfig.register_for_auto_class()
 MaftPlusConfig.register_for_auto_class()
 
-__all__ = ["MaftPlusCLIPConfig", "MaftPlusConfig"]
+__all__ = ["MaftPlusCLIPConfig", "MaftPlusConfig", "MaftPlusProposerConfig"]

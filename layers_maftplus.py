@@ -61,16 +61,17 @@ class MaftPlusAttention(nn.Module):
 
 
 class MaftPlusMLP(nn.Module):
-    """Three linear layers with ReLU between them."""
+    """Linear layers with ReLU between them, by their sizes: the input's, the inner ones, the output's."""
 
-    def __init__(self, hidden_dim: int, output_dim: int):
+    def __init__(self, *sizes: int):
         super().__init__()
-        sizes = (hidden_dim, hidden_dim, hidden_dim, output_dim)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:]))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        first, second, last = self.layers
-        return last(second(first(tokens).relu()).relu())
+        *inner, last = self.layers
+        for layer in inner:
+            tokens = layer(tokens).relu()
+        return last(tokens)
 
 
 def relu(values: Tensor) -> Tensor:
@@ -168,12 +169,27 @@ class OnOneDevice:
         return loaded
 
 
+def input_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(height, width) of every picture before and after padding, both (B, 2)."""
+    batch, _, height, width = pixel_values.shape
+    padded = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, 2)
+    if pixel_mask is None:
+        return padded, padded
+    if pixel_mask.shape != (batch, height, width):
+        raise ValueError(
+            f"`pixel_mask` must have the pictures' shape {(batch, height, width)}, got {tuple(pixel_mask.shape)}."
+        )
+    seen = pixel_mask.bool()
+    return torch.stack([seen.any(2).sum(1), seen.any(1).sum(1)], dim=1), padded
+
+
 __all__ = [
     "MaftPlusAttention",
     "MaftPlusLinear",
     "MaftPlusMLP",
     "OnOneDevice",
     "can_read_values",
+    "input_sizes",
     "pool_masks",
     "position_tokens",
     "relu",

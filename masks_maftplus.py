@@ -18,6 +18,7 @@ from torch import Tensor
 from .postprocessing_maftplus import clearness
 from .reading_maftplus import read_label_map
 
+MOST_MASKS = 5_000  # of a label map
 MASKS_AT_ONCE = 16  # resized together
 GRID_STRIDE = 4  # pixels of the input a point of the mask grid, as the network's own proposals have
 FIRM_LOGIT = 10.0  # of a pixel inside; its sigmoid is 1 within half precision
@@ -128,6 +129,8 @@ def _split_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A label map (H, W) -> a mask for every value but 0."""
     _checked_size(labels, "`masks`, a label map,", size)
     values = [value for value in np.unique(labels) if value != 0]
+    if len(values) > MOST_MASKS:
+        raise ValueError(f"`masks`, a label map, has {len(values):,} values, over {MOST_MASKS:,}; is it a picture?")
     return np.stack([labels == value for value in values]) if values else np.zeros((0, *size), dtype=bool)
 
 

@@ -9,6 +9,7 @@ A call has two halves: `encode_picture` reads the picture and no word, `classify
 left. Each may be done once and the other often.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,14 +35,16 @@ from .classifier_maftplus import (
 )
 from .clip_maftplus import MaftPlusCLIPModel
 from .configuration_maftplus import MaftPlusConfig
-from .layers_maftplus import OnOneDevice, renormalise
+from .layers_maftplus import OnOneDevice, input_sizes, renormalise
 from .loss_maftplus import segmentation_losses
 from .outputs_maftplus import (
     MaftPlusForUniversalSegmentationOutput,
     MaftPlusModelOutput,
     MaftPlusPicture,
     Proposals,
+    Unproposed,
 )
+from .proposer_maftplus import MaftPlusProposer, init_proposer_weights
 from .segmenter_maftplus import MaftPlusSegmenter, init_segmenter_weights
 from .towers_maftplus import MaftPlusVisionOutput
 
@@ -66,6 +69,7 @@ class MaftPlusPreTrainedModel(OnOneDevice, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_segmenter_weights(module, self.config)
+        init_proposer_weights(module)
         if isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -82,6 +86,9 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         self.clip = MaftPlusCLIPModel._from_config(config.clip_config)
         if config.has_segmenter:
             self.segmenter = MaftPlusSegmenter(config)
+        elif config.has_own_proposer:
+            width = config.clip_config.projection_dim
+            self.proposer = MaftPlusProposer(config.proposer_config, width).requires_grad_(False)
         elif config.proposer_config is not None:
             self.proposer = AutoModelForUniversalSegmentation.from_config(config.proposer_config).requires_grad_(False)
         if config.cdt_form != "off":
@@ -192,22 +199,34 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         Raises:
             ValueError: if a tensor has the wrong shape, or nothing proposes masks.
         """
-        unpadded_sizes, padded_sizes = _input_sizes(pixel_values, pixel_mask)
+        unpadded_sizes, padded_sizes = input_sizes(pixel_values, pixel_mask)
         vision = self.clip.encode_image(self.clip_pixel_values(pixel_values))  # the one trunk pass
-        proposals = self._propose(pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits)
-        mask_logits = self.clip.vision_model.fit_proposals(
-            proposals.masks_queries_logits, tuple(pixel_values.shape[-2:]), self.config.proposal_align_corners
-        )  # (B, Q, h, w)
-        return MaftPlusPicture(
-            masks_queries_logits=mask_logits,
-            mask_embeds=self.clip.embed_mask_logits(vision, mask_logits),  # (B, Q, D)
-            class_embeds=proposals.class_embeds,
-            void_probabilities=proposals.void_probabilities,
+        picture = MaftPlusPicture(
             dense_embeds=self._embed_dense(vision),
             unpadded_sizes=unpadded_sizes,
             padded_sizes=padded_sizes,
             dense_features=vision.dense_features,
             image_embeds=self.clip.embed_image(vision) if output_image_embeds else None,
+        )
+        size = tuple(pixel_values.shape[-2:])
+        if proposal_logits is None and self.config.has_own_proposer:
+            with torch.no_grad():
+                maps = self.proposer.encode(self._proposer_pixels(pixel_values, pixel_mask))
+            return replace(picture, unproposed=Unproposed(*maps, vision, size))
+        proposals = self._propose(pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits)
+        return self._with_masks(picture, proposals, vision, size)
+
+    def _with_masks(self, picture, proposals: Proposals, vision, size: tuple[int, int]) -> MaftPlusPicture:
+        """The picture with its masks (B, Q, h, w), of the size that its tower reads, and CLIP's embedding of each."""
+        mask_logits = self.clip.vision_model.fit_proposals(
+            proposals.masks_queries_logits, size, self.config.proposal_align_corners
+        )
+        return replace(
+            picture,
+            masks_queries_logits=mask_logits,
+            mask_embeds=self.clip.embed_mask_logits(vision, mask_logits),  # (B, Q, D)
+            class_embeds=proposals.class_embeds,
+            void_probabilities=proposals.void_probabilities,
             auxiliary_masks_queries_logits=proposals.auxiliary_masks_queries_logits,
             auxiliary_class_embeds=proposals.auxiliary_class_embeds,
         )
@@ -230,6 +249,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         """`classify` with words that have been gathered."""
         classes = {"text_class_ids": vocabulary.text_class_ids, "num_classes": vocabulary.num_classes}
         text_embeds = self._append_void(vocabulary.text_embeds)  # (P+1, D)
+        picture = self._propose_for_words(picture, text_embeds)
         refined = self._refine(text_embeds, picture)  # (B, P+1, D)
         out_vocab_logits = classification_logits(picture.mask_embeds, refined, self.clip.logit_scale, **classes)
         in_vocab_logits, *auxiliary = [
@@ -284,7 +304,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
 
     def _propose(self, pixel_values, pixel_mask, vision, proposal_logits, output_auxiliary_logits) -> Proposals:
         if proposal_logits is not None:
-            return Proposals(_check_proposals(proposal_logits, pixel_values))
+            return Proposals.given(proposal_logits, pixel_values.shape[0])
         if self.config.proposer_config is not None:
             return self._propose_externally(pixel_values, pixel_mask)
         if not self.config.has_segmenter:
@@ -301,6 +321,15 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             auxiliary_class_embeds=output.auxiliary_class_embeds,
         )
 
+    def _propose_for_words(self, picture: MaftPlusPicture, text_embeds: Tensor) -> MaftPlusPicture:
+        """The picture with masks: those of MAFT's own proposer depend on the words, any others are there already."""
+        rest = picture.unproposed
+        if rest is None:
+            return picture
+        with torch.no_grad():
+            output = self.proposer(rest.mask_features, rest.levels, text_embeds.to(rest.mask_features))
+        return self._with_masks(picture, Proposals(output.masks_queries_logits), rest.vision, rest.padded_size)
+
     @torch.no_grad()
     def _propose_externally(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> Proposals:
         output = self.proposer(pixel_values=self._proposer_pixels(pixel_values, pixel_mask))
@@ -312,7 +341,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         config = self.config
         ours = config.image_mean, config.image_std
         its = config.proposer_image_mean or IMAGENET_MEAN, config.proposer_image_std or IMAGENET_STD
-        return renormalise(pixel_values, ours, its, pixel_mask).to(self.proposer.dtype)
+        return renormalise(pixel_values, ours, its, pixel_mask).to(next(self.proposer.parameters()).dtype)
 
     def _embed_dense(self, vision: MaftPlusVisionOutput) -> Tensor | None:
         """What Content-Dependent Transfer looks at, (B, D, h, w)."""
@@ -502,29 +531,6 @@ class MaftPlusForUniversalSegmentation(MaftPlusPreTrainedModel):
             loss_counts=loss_counts,
             point_seeds=point_seeds,
         )
-
-
-def _input_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(height, width) of every picture before and after padding, both (B, 2)."""
-    batch, _, height, width = pixel_values.shape
-    padded = torch.tensor([[height, width]], device=pixel_values.device).expand(batch, 2)
-    if pixel_mask is None:
-        return padded, padded
-    if pixel_mask.shape != (batch, height, width):
-        raise ValueError(
-            f"`pixel_mask` must have the pictures' shape {(batch, height, width)}, got {tuple(pixel_mask.shape)}."
-        )
-    seen = pixel_mask.bool()
-    return torch.stack([seen.any(2).sum(1), seen.any(1).sum(1)], dim=1), padded
-
-
-def _check_proposals(proposal_logits: Tensor, pixel_values: Tensor) -> Tensor:
-    if proposal_logits.ndim != 4 or proposal_logits.shape[0] != pixel_values.shape[0]:
-        raise ValueError(
-            f"`proposal_logits` must be (batch = {pixel_values.shape[0]}, masks, height, width), "
-            f"got {tuple(proposal_logits.shape)}."
-        )
-    return proposal_logits
 
 
 def _void_probabilities(picture: MaftPlusPicture, in_vocab_logits: Tensor | None) -> Tensor:

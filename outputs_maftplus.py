@@ -11,12 +11,31 @@ from transformers.utils import ModelOutput
 
 
 @dataclass
+class Unproposed:
+    """
+    A picture whose masks wait for words, because MAFT's own proposer reads both.
+
+    Args:
+        mask_features (`Tensor` (B, C, h4, w4)), levels (`tuple` of `Tensor` (B, C, h_l, w_l)): What that proposer
+            makes of the picture.
+        vision (`MaftPlusVisionOutput`): What CLIP makes of it before any mask.
+        padded_size (`tuple[int, int]`): Height and width that the masks are brought to.
+    """
+
+    mask_features: Tensor
+    levels: tuple[Tensor, ...]
+    vision: ModelOutput
+    padded_size: tuple[int, int]
+
+
+@dataclass
 class MaftPlusPicture(ModelOutput):
     """
     What a picture gives before any word is read (`encode_picture`), for any number of vocabularies (`classify`).
 
     Args:
-        masks_queries_logits (`Tensor` (B, Q, h, w)): Mask logits, > 0 inside; of the padded input.
+        masks_queries_logits (`Tensor` (B, Q, h, w)): Mask logits, > 0 inside; of the padded input. `None`, as
+            `mask_embeds`, where masks depend on the words: `unproposed` has what they will be made of.
         mask_embeds (`Tensor` (B, Q, D)): CLIP embeddings of the masks, not normalised.
         class_embeds (`Tensor` (B, Q, D), *optional*): The segmenter's own embeddings of them, not normalised.
         void_probabilities (`Tensor` (B, Q, 1), *optional*): Void by a frozen proposer.
@@ -28,6 +47,7 @@ class MaftPlusPicture(ModelOutput):
         image_embeds (`Tensor` (B, D), *optional*): Whole-image embeddings (self-distillation), when asked for.
         auxiliary_masks_queries_logits, auxiliary_class_embeds (tuple of `Tensor`, *optional*): Earlier predictions,
             learned queries first, when asked for.
+        unproposed (`Unproposed`, *optional*): MAFT's own proposer: what `classify` makes the masks of.
     """
 
     masks_queries_logits: Tensor | None = None
@@ -41,6 +61,7 @@ class MaftPlusPicture(ModelOutput):
     image_embeds: Tensor | None = None
     auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
     auxiliary_class_embeds: tuple[Tensor, ...] | None = None
+    unproposed: Unproposed | None = None
 
     @property
     def all_class_embeds(self) -> list[Tensor]:
@@ -112,10 +133,26 @@ class Proposals:
     auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
     auxiliary_class_embeds: tuple[Tensor, ...] | None = None
 
+    @classmethod
+    def given(cls, proposal_logits: Tensor, batch: int) -> "Proposals":
+        """
+        Masks that a caller brought.
+
+        Raises:
+            ValueError: if `proposal_logits` is not (batch, masks, height, width).
+        """
+        if proposal_logits.ndim != 4 or proposal_logits.shape[0] != batch:
+            raise ValueError(
+                f"`proposal_logits` must be (batch = {batch}, masks, height, width), got "
+                f"{tuple(proposal_logits.shape)}."
+            )
+        return cls(proposal_logits)
+
 
 __all__ = [
     "MaftPlusForUniversalSegmentationOutput",
     "MaftPlusModelOutput",
     "MaftPlusPicture",
     "Proposals",
+    "Unproposed",
 ]

@@ -34,7 +34,6 @@ from .words_maftplus import (
     as_list,
     build_prompts,
     find_label_ids,
-    parse_classes,
     parse_distractors,
     split_distractors,
 )
@@ -111,18 +110,18 @@ class MaftPlusSegmentationPipeline(Pipeline):
         _check_postprocess_names(postprocess)
         words = {}
         if candidate_labels is not None:
-            words["classes"] = parse_classes(candidate_labels)
+            words["classes"] = self.processor.split_labels(candidate_labels)
         if distractor_labels is not None:
-            words["distractors"] = parse_distractors(distractor_labels)
+            words["distractors"] = parse_distractors(distractor_labels, self.processor.do_split_synonyms)
         prompts = {}
         if templates is not None:
             prompts["templates"] = tuple(as_list(templates))
             build_prompts([["a name"]], prompts["templates"])  # refuses bad ones before any picture
         if training_classes is not None:
-            prompts["training_classes"] = parse_classes(training_classes)
+            prompts["training_classes"] = self.processor.split_labels(training_classes)
         if stuff_labels is not None:
             stuff_labels = as_list(stuff_labels)
-            postprocess["stuff_labels"] = parse_classes(stuff_labels) if stuff_labels else []
+            postprocess["stuff_labels"] = self.processor.split_labels(stuff_labels) if stuff_labels else []
         postprocess.update(words, **_given(return_score_maps=return_score_maps))
         postprocess.update(_given(tile_size=tile_size, tile_overlap=tile_overlap))
         return _given(timeout=timeout, max_bytes=max_bytes), {**words, **prompts}, postprocess

@@ -68,6 +68,8 @@ class MaftPlusProcessor(ProcessorMixin):
         training_classes (`list`, *optional*):
             Classes seen in training (strings or lists of synonyms); with them `seen_classes` is returned, which
             FC-CLIP's ensemble reads.
+        do_split_synonyms (`bool`, defaults to `True`):
+            Whether commas in a string separate synonyms; MAFT takes a string as one name.
     """
 
     valid_processor_kwargs = MaftPlusProcessorKwargs
@@ -78,9 +80,11 @@ class MaftPlusProcessor(ProcessorMixin):
         tokenizer,
         templates: str | Sequence[str] | None = VILD_TEMPLATES,
         training_classes: Sequence[ClassName] | None = None,
+        do_split_synonyms: bool = True,
     ):
+        self.do_split_synonyms = do_split_synonyms
         self.templates = None if templates is None else as_list(templates)
-        self.training_classes = None if training_classes is None else parse_classes(training_classes)
+        self.training_classes = None if training_classes is None else self.split_labels(training_classes)
         super().__init__(image_processor, tokenizer)
         check_tokenizer(tokenizer)
 
@@ -132,7 +136,7 @@ class MaftPlusProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         """The text part of a call; see there. Prompts are padded to the longest unless `padding="max_length"`."""
-        classes = parse_classes(labels)
+        classes = self.split_labels(labels)
         self._tell_strange_words(classes)
         prompts = build_prompts(classes, kwargs.get("templates", self.templates))
         limit = min(max_length or MAX_TOKENS, self.tokenizer.model_max_length)
@@ -179,11 +183,11 @@ class MaftPlusProcessor(ProcessorMixin):
 
     def split_labels(self, labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
         """Synonyms of every class; see `parse_classes`."""
-        return parse_classes(labels)
+        return parse_classes(labels, self.do_split_synonyms)
 
     def label_ids(self, classes: list[list[str]], labels: Sequence[ClassName] | None) -> list[int]:
         """Where `labels` (such as the stuff) stand among `classes`; see `find_label_ids`."""
-        return find_label_ids(classes, labels)
+        return find_label_ids(classes, self.split_labels(labels) if labels else labels)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .configuration_maftplus import MaftPlusConfig
+from .configuration_maftplus import MaftPlusConfig, MaftPlusProposerConfig
 from .layers_maftplus import (
     MaftPlusAttention,
     MaftPlusLinear,
@@ -56,6 +56,14 @@ class MaftPlusSegmenterOutput(ModelOutput):
     auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
     auxiliary_class_embeds: tuple[Tensor, ...] | None = None
 
+    @classmethod
+    def of_predictions(
+        cls, predictions: Sequence[tuple[Tensor, Tensor]], mask_features: Tensor, levels: tuple[Tensor, ...]
+    ) -> "MaftPlusSegmenterOutput":
+        """From (mask logits, class embeddings) of every prediction, or of the last alone."""
+        auxiliary = tuple(zip(*predictions[:-1])) or (None, None)
+        return cls(*predictions[-1], mask_features, levels, *auxiliary)
+
 
 class MaftPlusSegmenter(nn.Module):
     """Mask queries against a convolutional trunk's maps; `logit_scale` is that of the class embeddings."""
@@ -63,8 +71,9 @@ class MaftPlusSegmenter(nn.Module):
     def __init__(self, config: MaftPlusConfig):
         super().__init__()
         self.num_feature_maps = len(config.clip_config.vision_config.hidden_sizes)
-        self.pixel_decoder = MaftPlusPixelDecoder(config)
-        self.decoder = MaftPlusMaskDecoder(config)
+        hidden_sizes = config.clip_config.vision_config.hidden_sizes
+        self.pixel_decoder = MaftPlusPixelDecoder(config, hidden_sizes)
+        self.decoder = MaftPlusMaskDecoder(config, len(hidden_sizes) - 1, config.clip_config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_INIT))
         init_segmenter_weights(self, config)
 
@@ -88,17 +97,15 @@ class MaftPlusSegmenter(nn.Module):
             )
         mask_features, levels = self.pixel_decoder(feature_maps)  # (B, C, h4, w4), L x (B, C, h_l, w_l)
         predictions = self.decoder(mask_features, levels, output_auxiliary_logits)
-        auxiliary = tuple(zip(*predictions[:-1])) if output_auxiliary_logits else (None, None)
-        masks, class_embeds = predictions[-1]
-        return MaftPlusSegmenterOutput(masks, class_embeds, mask_features, levels, *auxiliary)
+        return MaftPlusSegmenterOutput.of_predictions(predictions, mask_features, levels)
 
 
 class MaftPlusPixelDecoder(nn.Module):
     """Exchange between the coarse levels by deformable attention, then one step up to the finest map."""
 
-    def __init__(self, config: MaftPlusConfig):
+    def __init__(self, config: MaftPlusConfig | MaftPlusProposerConfig, hidden_sizes: Sequence[int]):
         super().__init__()
-        finest, *channels = config.clip_config.vision_config.hidden_sizes
+        finest, *channels = hidden_sizes  # of the trunk's maps
         hidden = config.hidden_dim
         self.input_projections = nn.ModuleList(
             MaftPlusConvNorm(size, hidden, bias=True) for size in reversed(channels)
@@ -148,7 +155,7 @@ class MaftPlusConvNorm(nn.Module):
 class MaftPlusDeformableLayer(GradientCheckpointingLayer):
     """Deformable self-attention over all levels and a feed-forward network, both post-norm."""
 
-    def __init__(self, config: MaftPlusConfig, num_levels: int):
+    def __init__(self, config: MaftPlusConfig | MaftPlusProposerConfig, num_levels: int):
         super().__init__()
         self.self_attn = MaftPlusDeformableAttention(config, num_levels)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_dim)
@@ -166,7 +173,7 @@ class MaftPlusDeformableLayer(GradientCheckpointingLayer):
 class MaftPlusDeformableAttention(nn.Module):
     """Every query reads P points of every level, at places and with weights that it chooses itself."""
 
-    def __init__(self, config: MaftPlusConfig, num_levels: int):
+    def __init__(self, config: MaftPlusConfig | MaftPlusProposerConfig, num_levels: int):
         super().__init__()
         hidden, heads = config.hidden_dim, config.num_attention_heads
         self.grid = (heads, num_levels, config.num_points)
@@ -255,19 +262,23 @@ def _weighted_row_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 class MaftPlusMaskDecoder(nn.Module):
     """Queries look at one level after another, each only inside the mask that it predicted before."""
 
-    def __init__(self, config: MaftPlusConfig):
+    def __init__(self, config: MaftPlusConfig | MaftPlusProposerConfig, num_levels: int, class_dim: int):
         super().__init__()
         hidden = config.hidden_dim
-        num_levels = len(config.clip_config.vision_config.hidden_sizes) - 1
         self.queries_features = nn.Embedding(config.num_queries, hidden)
         self.queries_embedder = nn.Embedding(config.num_queries, hidden)
         self.level_embed = nn.Embedding(num_levels, hidden)
         self.layers = nn.ModuleList(MaftPlusMaskDecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(hidden)
-        self.mask_embedder = MaftPlusMLP(hidden, hidden)
+        self.mask_embedder = MaftPlusMLP(hidden, hidden, hidden, hidden)
+        self.add_class_head(config, class_dim)
+
+    def add_class_head(self, config: MaftPlusConfig | MaftPlusProposerConfig, class_dim: int) -> None:
+        """What `_embed_classes` needs."""
+        hidden = config.hidden_dim
         self.pooled_norm = nn.LayerNorm(hidden)
         self.pooled_proj = nn.Linear(hidden, hidden)
-        self.class_embedder = MaftPlusMLP(hidden, config.clip_config.projection_dim)
+        self.class_embedder = MaftPlusMLP(hidden, hidden, hidden, class_dim)
 
     def forward(
         self, mask_features: Tensor, levels: Sequence[Tensor], output_auxiliary_logits: bool = False
@@ -312,14 +323,18 @@ class MaftPlusMaskDecoder(nn.Module):
     def _predict(self, normed: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         """Normed queries (B, Q, C) -> mask logits (B, Q, h4, w4) and class embeddings (B, Q, D)."""
         logits = (self.mask_embedder(normed) @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+        return logits, self._embed_classes(normed, mask_features, logits)
+
+    def _embed_classes(self, normed: Tensor, mask_features: Tensor, logits: Tensor) -> Tensor:
+        """Class embeddings (B, Q, D) of normed queries, from what lies under their masks."""
         pooled = pool_masks(mask_features, logits)
-        return logits, self.class_embedder(self.pooled_proj(self.pooled_norm(pooled)) + normed)
+        return self.class_embedder(self.pooled_proj(self.pooled_norm(pooled)) + normed)
 
 
 class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
     """Masked cross-attention, self-attention and a feed-forward network, all post-norm."""
 
-    def __init__(self, config: MaftPlusConfig):
+    def __init__(self, config: MaftPlusConfig | MaftPlusProposerConfig):
         super().__init__()
         hidden, heads = config.hidden_dim, config.num_attention_heads
         self.cross_attn = MaftPlusAttention(hidden, heads)
@@ -369,6 +384,11 @@ def init_segmenter_weights(module: nn.Module, config: MaftPlusConfig | None = No
     if not isinstance(module, MaftPlusSegmenter):
         return
     init.constant_(module.logit_scale, LOGIT_SCALE_INIT)
+    init_decoder_weights(module)
+
+
+def init_decoder_weights(module: nn.Module) -> None:
+    """Set everything below a module that has a `pixel_decoder`, bare parameters of other parts excepted."""
     for part in module.modules():
         _init_part(part)
     for layer in module.pixel_decoder.layers:
@@ -409,4 +429,11 @@ def _zero_bias(part: nn.Module) -> None:
         init.zeros_(part.bias)
 
 
-__all__ = ["MaftPlusSegmenter", "MaftPlusSegmenterOutput", "init_segmenter_weights"]
+__all__ = [
+    "MaftPlusMaskDecoder",
+    "MaftPlusPixelDecoder",
+    "MaftPlusSegmenter",
+    "MaftPlusSegmenterOutput",
+    "init_decoder_weights",
+    "init_segmenter_weights",
+]

@@ -41,13 +41,14 @@ class Prompts(NamedTuple):
     synonym_ids: list[int]
 
 
-def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
+def parse_classes(labels: ClassName | Sequence[ClassName], do_split_synonyms: bool = True) -> list[list[str]]:
     """
     Synonyms of every class, spaces around them stripped.
 
     Args:
         labels: One entry a class: a string with synonyms separated by commas, or a list of synonyms (nothing is
             split). A string alone is *one* class: "cat, kitten" is not two.
+        do_split_synonyms: `False`: a string is one name, commas included (MAFT, arXiv 2310.00240, released code).
 
     Raises:
         ValueError: without labels, with an empty label or synonym, one of more than 1,000 characters or with half a
@@ -56,7 +57,7 @@ def parse_classes(labels: ClassName | Sequence[ClassName]) -> list[list[str]]:
     labels = as_list(labels)
     if not labels:
         raise ValueError("`text` (the labels) is empty; give at least one class name.")
-    names = [_split_label(label, index) for index, label in enumerate(labels)]
+    names = [_split_label(label, index, do_split_synonyms) for index, label in enumerate(labels)]
     if (total := sum(map(len, names))) > MAX_SYNONYMS:
         raise ValueError(f"The labels have {total:,} synonyms; at most {MAX_SYNONYMS:,} are taken at once.")
     classes = [_strip_names(synonyms, f"Label {index}") for index, synonyms in enumerate(names)]
@@ -73,10 +74,12 @@ def as_list(texts: str | Iterable) -> list:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _split_label(label: ClassName, index: int) -> Sequence[str]:
+def _split_label(label: ClassName, index: int, do_split: bool) -> Sequence[str]:
     if not isinstance(label, (str, list, tuple)) or not all(isinstance(name, str) for name in label):
         raise ValueError(f"Label {index} must be a string or a list of strings, got {label!r}.")
-    return label.split(",") if isinstance(label, str) else label
+    if isinstance(label, str):
+        return label.split(",") if do_split else [label]
+    return label
 
 
 def _strip_names(synonyms: Sequence[str], what: str) -> list[str]:
@@ -136,7 +139,9 @@ def find_label_ids(classes: list[list[str]], labels: Sequence[ClassName] | None)
     return sorted(label_ids)
 
 
-def parse_distractors(labels: ClassName | Sequence[ClassName] | None) -> list[list[str]]:
+def parse_distractors(
+    labels: ClassName | Sequence[ClassName] | None, do_split_synonyms: bool = True
+) -> list[list[str]]:
     """
     Synonyms of every distractor: a class that competes with the labels and is never reported; none for `None` or [].
 
@@ -145,7 +150,7 @@ def parse_distractors(labels: ClassName | Sequence[ClassName] | None) -> list[li
     """
     labels = [] if labels is None else as_list(labels)
     try:
-        return parse_classes(labels) if labels else []
+        return parse_classes(labels, do_split_synonyms) if labels else []
     except ValueError as error:
         raise ValueError(f"`distractor_labels`: {error}") from error
 

@@ -11,7 +11,9 @@ import typer
 
 import maftplus
 from maftplus.app.commands.batch import batch
+from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
+from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.prepare import prepare
 from maftplus.app.commands.report import report
@@ -19,7 +21,8 @@ from maftplus.app.commands.segment import segment
 from maftplus.app.commands.verify import verify
 from maftplus.app.commands.words import words
 
-COMMANDS = (segment, batch, report, words, convert, inspect, prepare, verify)  # in the order of the help
+# In the order of the help.
+COMMANDS = (segment, batch, report, words, get, check, convert, inspect, prepare, verify)
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

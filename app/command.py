@@ -20,6 +20,7 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "accelerate": "train",
     "datasets": "train",
     "evaluate": "train",
+    "gdown": "get",
     "matplotlib": "train",
     "pyarrow": "scale",
     "ray": "scale",

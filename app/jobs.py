@@ -1,4 +1,4 @@
-"""What the command is asked to do, before any of it is done: which pictures, and where the results of each go."""
+"""What the command is asked to do, before any of it is done: which pictures and clips, and where their results go."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,13 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from maftplus.app.video import is_video, is_video_result, video_result_paths
 from maftplus.pictures.results import check_replaceable, confidence_path, heatmap_paths, is_result, result_paths
 from maftplus.reading_maftplus import is_url
 
 
 class Job(NamedTuple):
-    """A picture (path or URL), and folder and name without ending of its results."""
+    """A picture (path or URL) or a clip, and folder and name without ending of its results."""
 
     path: str
     stem: Path
@@ -53,11 +54,13 @@ def check_results(
     places = [] if coco is None else [coco]
     for job in jobs:
         maps = [*heatmap_paths(job.stem, heatmap_words), confidence_path(job.stem)] if heatmap_words else []
-        places += [*result_paths(job.stem).values(), *maps]
+        paths = video_result_paths(job.stem) if is_video(job.path) else result_paths(job.stem)
+        places += [*paths.values(), *maps]
+    videos = {path for job in jobs if is_video(job.path) for path in video_result_paths(job.stem).values()}
     for path in places:
         if path.resolve() in sources:
             raise ValueError(f"{path}: a result would replace this picture; give another folder with --out.")
-        if not overwrite:
+        if not overwrite and not (path in videos and is_video_result(path)):
             check_replaceable(path)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from maftplus.app.jobs import Job
 from maftplus.reading_maftplus import is_url
 
-ENDINGS = (".json", ".npy", ".png", "_labels.png")  # what a folder holds for a picture, by its name without ending
+ENDINGS = ("_labels.png", ".json", ".npy", ".png")  # what a folder holds for a picture, by its name without ending
 
 
 def find_mask_files(source: Path, jobs: Sequence[Job]) -> dict[Job, Path]:
@@ -21,8 +21,8 @@ def find_mask_files(source: Path, jobs: Sequence[Job]) -> dict[Job, Path]:
     The file (or folder of PNGs) with every picture's masks.
 
     Args:
-        source: A file, for one picture; or a folder with `<name>.json`, `<name>.npy`, `<name>.png`,
-            `<name>_labels.png` or a folder `<name>` of PNGs for each.
+        source: A file, for one picture; or a folder with `<name>_labels.png`, `<name>.json`, `<name>.npy`,
+            `<name>.png` or a folder `<name>` of PNGs for each; the first of them that is there.
 
     Raises:
         ValueError: for one file and several pictures, or a picture without masks; the message names it.

@@ -1,4 +1,7 @@
-"""Loading a model for the command: a folder or a name on the Hub, and in one line what is wrong with it."""
+"""Loading a model for the command: a folder, a name that `maftplus get` knows, or one on the Hub.
+
+What is wrong with it is said in one line.
+"""
 
 import json
 from pathlib import Path
@@ -9,27 +12,26 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation
 from transformers.utils import logging
 
+from maftplus.conversion.registry import find_model
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
 MODEL_TYPE = "maftplus"  # of config.json
-SHIPPED = {"shapes": Path(__file__).parents[1] / "models" / "shapes"}  # names that need no download
 
 
 def resolve_model(model: str | None) -> str:
     """
-    The folder that a model's name stands for, the shipped ones first (`./shapes` is a folder here); what is no name is
-    given back.
+    The folder that a model's name stands for (`find_model`); what is no name is given back.
 
     Raises:
-        ValueError: without a model.
+        ValueError: without a model, or for the name of one that is not here.
     """
     if model is None:
         raise ValueError(
             "--model is missing: give a model folder or name; --model shapes is the one that comes with the package, "
             "which knows a synthetic world of coloured shapes and no photograph."
         )
-    return str(SHIPPED.get(model, model))
+    return find_model(model)
 
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-WORDS, RESULTS, NETWORK = "Words", "Results", "Network"  # panels of the help
+WORDS, RESULTS, NETWORK, CLIPS = "Words", "Results", "Network", "Clips"  # panels of the help
 
 
 class Task(str, Enum):
@@ -43,7 +43,11 @@ def _network(*names: str, help: str, **limits: float) -> typer.models.OptionInfo
     return typer.Option(*names, help=help, rich_help_panel=NETWORK, **limits)
 
 
-Pictures = Annotated[list[str], typer.Argument(help="Pictures, URLs of pictures, or folders of pictures.")]
+def _clips(*names: str, help: str, **limits: float) -> typer.models.OptionInfo:
+    return typer.Option(*names, help=help, rich_help_panel=CLIPS, **limits)
+
+
+Pictures = Annotated[list[str], typer.Argument(help="Pictures, URLs of pictures, folders of pictures; clips.")]
 
 LabelList = Annotated[
     list[str] | None,
@@ -92,4 +96,7 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, _network(help='"cpu", "cuda", ... Default: the fastest there is.')]
 Dtype = Annotated[Precision, _network(help="Precision of the network. auto: as it was saved.")]
+Every = Annotated[int, _clips(min=1, help="Take every so-manieth frame.")]
+Start = Annotated[float, _clips(min=0, help="Begin after so many seconds.")]
+End = Annotated[float | None, _clips(min=0, help="End before this second.")]
 BatchSize = Annotated[int, _network(min=1, help="Pictures a step of the network.")]

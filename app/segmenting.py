@@ -11,7 +11,8 @@ from transformers.utils import logging
 from maftplus.app.command import echo_error
 from maftplus.app.jobs import Job
 from maftplus.app.masks import load_masks
-from maftplus.app.tables import print_table, with_progress
+from maftplus.app.tables import count_frames, print_table, print_tracks, with_progress
+from maftplus.app.video import segment_video
 from maftplus.pictures.coco import CocoDocument
 from maftplus.pictures.heatmap import heatmap_image
 from maftplus.pictures.overlay import Style
@@ -61,7 +62,8 @@ class Segmenter:
         if options.get("tile_size") is not None:
             least = pipe.processor.image_processor.size_divisor
             check_tiling(options["tile_size"], options.get("tile_overlap"), least)
-        self.distractors = split_distractors(self.classes, parse_distractors(options.get("distractor_labels")))[0]
+        distractors = parse_distractors(options.get("distractor_labels"), pipe.processor.do_split_synonyms)
+        self.distractors = split_distractors(self.classes, distractors)[0]
 
     def run(self, jobs: Sequence[Job], batch_size: int = 1) -> list[str]:
         """Segment and write every picture. Returns the paths of those that failed."""
@@ -78,7 +80,7 @@ class Segmenter:
         return failed
 
     def _with_progress(self, jobs: Sequence[Job]) -> Iterable[Job]:
-        return jobs if self.is_quiet or len(jobs) == 1 else with_progress(jobs, "Segmenting")
+        return jobs if self.is_quiet or len(jobs) <= 1 else with_progress(jobs, "Segmenting")
 
     def _read(self, job: Job) -> Image.Image | None:
         try:
@@ -130,6 +132,30 @@ def _plan_maps(stem: Path, picture: Image.Image, result: dict[str, Any]) -> dict
     drawings = {path: partial(heatmap_image, picture, scores.numpy(), word) for path, word, scores in maps}
     title = "confidence: the best word's score"
     return {**drawings, confidence_path(stem): partial(heatmap_image, picture, result["confidence"].numpy(), title)}
+
+
+def segment_clips(
+    pipe: MaftPlusSegmentationPipeline, jobs: Sequence[Job], is_quiet: bool = False, **options: Any
+) -> list[str]:
+    """
+    Segment and write every clip (`maftplus.app.video.segment_video`, whose `options` these are), and print its tracks.
+    Returns the paths of those that failed; of one that is broken, what came before is written.
+    """
+    failed = []
+    for job in jobs:
+        try:
+            with count_frames(job.path, is_quiet) as progress:
+                result = segment_video(job.path, job.stem, pipe, progress=progress, **options)
+        except (ValueError, OSError) as error:
+            _tell(job, error)
+            failed.append(job.path)
+            continue
+        if not is_quiet:
+            print_tracks(job.path, result)
+        if result.error is not None:
+            echo_error(result.error)
+            failed.append(job.path)
+    return failed
 
 
 def _tell(job: Job, error: Exception) -> None:

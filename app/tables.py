@@ -1,6 +1,7 @@
 """Tables and progress for the terminal."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +10,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from maftplus.app.clips import ClipFrame
+from maftplus.app.video import VideoResult
 from maftplus.pictures.segments import Segment
 from maftplus.vocabularies.files import VocabularyFile
 
@@ -39,6 +42,29 @@ def print_words(vocabulary: VocabularyFile) -> None:
         others = [one for one in synonyms if one != name]
         table.add_row(str(raw_id), Text(name), kind, Text(", ".join(others)))
     Console().print(table)
+
+
+def print_tracks(path: str | Path, result: VideoResult) -> None:
+    """One line a track of a clip."""
+    console = Console()
+    console.print(Text(f"{path} -> {result.overlay}, {result.tracks}"), soft_wrap=True)
+    table = Table()
+    for name in ("track", "word", "first frame", "last frame", "frames"):
+        table.add_column(name, justify="left" if name == "word" else "right", overflow="fold")
+    for one in result.summaries:
+        numbers = (one.first_frame, one.last_frame, one.num_frames)
+        table.add_row(str(one.id), Text(one.word), *map(str, numbers))
+    console.print(table if result.summaries else "no segment found")
+
+
+@contextlib.contextmanager
+def count_frames(path: str | Path, is_quiet: bool = False) -> Iterator[Callable[[ClipFrame], None]]:
+    """A function to call with every frame of a clip, which shows on stderr how far it is."""
+    if is_quiet:
+        yield lambda frame: None
+        return
+    with Console(stderr=True).status(f"{path}: reading") as status:
+        yield lambda frame: status.update(f"{path}: frame {frame.index}, {frame.time:.1f} s")
 
 
 def with_progress(items: Sequence[T], description: str) -> Iterable[T]:

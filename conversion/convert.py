@@ -1,13 +1,14 @@
 """Released checkpoints and CLIP weights -> folders that `from_pretrained` loads: `maftplus convert SOURCE OUT`.
 
-Sources: released MAFT+ (arXiv 2408.00744), FC-CLIP (arXiv 2308.02487), MAFT (arXiv 2310.00240), OpenCLIP, OpenAI CLIP.
+Sources: released MAFT+ (arXiv 2408.00744), FC-CLIP (arXiv 2308.02487), MAFT (arXiv 2310.00240) and the FreeSeg that it
+starts from (arXiv 2303.17225), OpenCLIP, OpenAI CLIP.
 Names live in `conversion/rename.py`, sizes in `conversion/released.py`, files in `conversion/checkpoint.py`.
 Every tensor is renamed, cut or transposed, none is computed: the converted model gives the original's numbers.
 """
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +38,19 @@ from maftplus.conversion.checkpoint import (
     write_safetensors,
 )
 from maftplus.conversion.model_card import model_card
-from maftplus.conversion.released import TABLE_OF, detect_kind, infer_config, infer_task, main_settings, variant_name
+from maftplus.conversion.released import (
+    MAFT_KINDS,
+    TABLE_OF,
+    count_parts,
+    describe,
+    detect_kind,
+    infer_config,
+    infer_task,
+    main_settings,
+    variant_name,
+)
 from maftplus.conversion.rename import (
-    convert_maft_model_state,
     convert_maft_state,
-    convert_maftplus_state,
     convert_state,
     dropped,
     original_name,
@@ -60,10 +69,15 @@ DEFAULT_TOKENIZER = "openai/clip-vit-base-patch16"
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 MAFT_IMAGE_SIZES = {"size": {"shortest_edge": 640, "longest_edge": 2560}}
-TEACHER_PREFIXES = {"maftplus": "backbone_t.clip_model.", "maft": "clip_adapter.clip_model."}
+TEACHER_PREFIXES = {
+    "maftplus": "backbone_t.clip_model.",
+    "maft": "clip_adapter.clip_model.",
+    "freeseg": "clip_adapter.clip_model.",
+}
 PROPOSER_ADVICE = (
-    "MAFT's own proposal network was dropped: masks come from outside. For the full model give `proposer` "
-    "(`--proposer`), a Mask2Former or MaskFormer of transformers (facebook/mask2former-swin-base-coco-panoptic)."
+    "This file holds MAFT's CLIP without its mask proposer: masks come from outside. For the full model give "
+    "`proposer` (`--proposer`), a Mask2Former or MaskFormer of transformers "
+    "(facebook/mask2former-swin-base-coco-panoptic)."
 )
 
 
@@ -96,6 +110,8 @@ def convert(
     teacher_out: str | Path | None = None,
     training_classes: list[str | list[str]] | None = None,
     show_progress: bool = False,
+    first_masked_layer: int | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """
     Convert a checkpoint to the folder `out`, ready for `from_pretrained` and for the Hub. Nothing is left if it fails.
@@ -107,10 +123,13 @@ def convert(
         config_file: JSON with fields of the configuration (nested) that replace the released rule.
         tokenizer: A folder, a Hub name, or OpenAI's BPE file; "none" leaves it out. Default: the source's own, an
             installed OpenCLIP's file, else `openai/clip-vit-base-patch16` from the Hub.
-        proposer: MAFT: a folder (or Hub name) with the transformers model that proposes masks.
+        proposer: MAFT: a folder (or Hub name) with a transformers model that proposes masks in place of its own.
         teacher_out: Another new folder, apart from `out`, for the frozen CLIP of training; both appear, or neither.
         training_classes: Classes seen in training, kept by the processor (FC-CLIP's ensemble reads them).
         show_progress: Draw a progress bar on the terminal.
+        first_masked_layer: MAFT: the first layer of the ViT that reads masks. Default: 8, which the released code has
+            for every tower; for `MAFT_Vitl.pt` its author names 16.
+        notes: Sentences to add to the card's own.
 
     Returns:
         `out`.
@@ -121,7 +140,11 @@ def convert(
     outs = [out] if teacher_out is None else [out, Path(teacher_out)]
     check_new_folders(outs)  # before the long part
     state, path = read_state(source), find_weights(source)
-    conversion = plan_conversion(state, path, task, read_overrides(config_file), proposer)
+    overrides = read_overrides(config_file)
+    if first_masked_layer is not None:
+        overrides["clip_config"] = {**overrides.get("clip_config", {}), "first_masked_layer": first_masked_layer}
+    conversion = plan_conversion(state, path, task, overrides, proposer)
+    conversion.notes += notes
     conversions = [conversion] if teacher_out is None else [conversion, plan_teacher(state, conversion)]
     processor = build_processor(conversion, load_tokenizer(tokenizer, source), training_classes)
     with new_folders(outs) as folders:
@@ -137,9 +160,9 @@ def inspect_checkpoint(
     What a checkpoint is and what `convert` would make of it; reads no tensor data. Raises CheckpointError.
 
     Returns:
-        `dict` with `file`, `kind`, `variant`, `task` (None where only a flag can tell), `num_tensors`,
-        `num_parameters`, `num_bytes`, `becomes`, `num_converted_parameters`, `dropped` ({reason: number of tensors})
-        and `settings`.
+        `dict` with `file`, `kind`, `variant`, `contents` (a sentence), `task` (None where only a flag can tell),
+        `num_tensors`, `num_parameters`, `num_bytes`, `becomes`, `num_converted_parameters`, `parts` ({part: number of
+        parameters}), `dropped` ({reason: number of tensors}) and `settings`.
     """
     path = find_weights(Path(source))
     state = read_state(path)
@@ -152,12 +175,14 @@ def inspect_checkpoint(
         "file": str(path),
         "kind": kind,
         "variant": conversion.name,
+        "contents": describe(state, kind),
         "task": found if is_known else None,
         "num_tensors": len(state),
         "num_parameters": sum(tensor.numel() for tensor in state.values()),
         "num_bytes": path.stat().st_size,
         "becomes": type(conversion.model).__name__,
         "num_converted_parameters": sum(tensor.numel() for tensor in conversion.tensors.values()),
+        "parts": count_parts(conversion.tensors),
         "dropped": dropped(state, TABLE_OF[kind]),
         "settings": settings,
     }
@@ -178,7 +203,7 @@ def plan_conversion(
     """
     with _naming(path):
         kind = detect_kind(state)
-        if proposer is not None and kind != "maft":
+        if proposer is not None and kind not in MAFT_KINDS:
             raise CheckpointError(
                 f"`proposer` goes with MAFT checkpoints; this one is {kind!r}, with masks of its own."
             )
@@ -189,12 +214,13 @@ def plan_conversion(
             _adopt_statistics(config, proposer)
         tensors = _convert(state, kind, config)
         if proposer_model is not None:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.proposer.")}
             tensors.update({f"model.proposer.{name}": tensor for name, tensor in proposer_model.state_dict().items()})
         model = _without_weights(config)
         check_shapes(tensors, model, TABLE_OF[kind])
     conversion = Conversion(path, kind, task, config, model, tensors)
     conversion.notes = _notes(state, conversion)
-    if kind == "maft" and proposer is None:
+    if kind in MAFT_KINDS and not hasattr(config, "clip_config"):
         logger.warning(PROPOSER_ADVICE)
         conversion.extra_files[NON_OBJECT_FILE] = {"non_object_embedding": state[NON_OBJECT_NAME]}
     return conversion
@@ -207,7 +233,7 @@ def plan_teacher(state: dict[str, Tensor], conversion: Conversion) -> Conversion
     if not part:
         raise CheckpointError(f"{conversion.path}: carries no teacher; only MAFT+ and MAFT checkpoints do.")
     clip_config = getattr(conversion.config, "clip_config", conversion.config)
-    towers = ("text_config", "vision_config") if conversion.kind == "maft" else ("text_config",)
+    towers = ("text_config", "vision_config") if conversion.kind in MAFT_KINDS else ("text_config",)
     heads = {tower: {"num_attention_heads": getattr(clip_config, tower).num_attention_heads} for tower in towers}
     return plan_conversion(part, conversion.path, overrides=heads)
 
@@ -295,7 +321,7 @@ def build_processor(
     conversion: Conversion, tokenizer: CLIPTokenizer | None, training_classes: list[str | list[str]] | None
 ) -> MaftPlusProcessor | MaftPlusImageProcessorPil:
     """The processor with the released sizes; the image processor alone without a tokenizer. Raises CheckpointError."""
-    settings = dict(MAFT_IMAGE_SIZES) if conversion.kind == "maft" else {}
+    settings = dict(MAFT_IMAGE_SIZES) if conversion.kind in MAFT_KINDS else {}
     if conversion.task == "panoptic":
         settings["semantic_resize"] = "mask_logits"  # what the released panoptic models do with semantic output
     image_processor = MaftPlusImageProcessorPil(**settings)
@@ -307,15 +333,15 @@ def build_processor(
         raise CheckpointError(str(error)) from error
     if conversion.kind == "fcclip" and training_classes is None:
         logger.warning("Without `training_classes` FC-CLIP's ensemble takes every class for unseen (weight 0.8).")
-    return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes)
+    splits = conversion.kind not in MAFT_KINDS
+    return MaftPlusProcessor(image_processor, tokenizer, training_classes=training_classes, do_split_synonyms=splits)
 
 
 def _convert(state: dict[str, Tensor], kind: str, config: PreTrainedConfig) -> dict[str, Tensor]:
-    if kind == "maft":
-        return convert_maft_model_state(state) if hasattr(config, "clip_config") else convert_maft_state(state)
-    if TABLE_OF[kind] == "maftplus":
-        return convert_maftplus_state(state)
-    return convert_state(state, kind)
+    if kind == "maft" and not hasattr(config, "clip_config"):
+        return convert_maft_state(state)
+    prefix = "model." if hasattr(config, "clip_config") else ""
+    return {prefix + name: tensor for name, tensor in convert_state(state, TABLE_OF[kind]).items()}
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
@@ -405,12 +431,21 @@ def _notes(state: dict[str, Tensor], conversion: Conversion) -> list[str]:
         notes.append(
             f"Geometric ensemble: {config.ensemble_alpha} for seen, {config.ensemble_beta} for unseen classes."
         )
-    if config.proposer_config is not None:
-        notes.append(
-            'MAFT does not split class names at commas; a list of one name (`[["person, man"]]`) is not split here.'
-        )
-        notes.append(f"Masks are proposed by a {config.proposer_config.model_type}; MAFT's own network is left out.")
-    return notes
+    return notes + (_maft_notes(config) if conversion.kind in MAFT_KINDS else [])
+
+
+def _maft_notes(config: PreTrainedConfig) -> list[str]:
+    """What the released MAFT does, and where this folder gives more."""
+    layer = config.clip_config.first_masked_layer
+    notes = [
+        "As released, class names are not split at commas.",
+        f"Masks act from layer {layer} of the ViT on. The released code has 8 for every tower; for `MAFT_Vitl.pt` its "
+        "author names 16 (`--first-masked-layer 16`).",
+        "The released code gives semantic results; instance and panoptic ones are those of our post-processing.",
+    ]
+    if config.has_own_proposer:
+        return [*notes, "Masks are proposed by MAFT's own network. They depend on all the words that are asked for."]
+    return [*notes, f"Masks are proposed by a {config.proposer_config.model_type} in place of MAFT's own network."]
 
 
 __all__ = [

@@ -8,17 +8,21 @@ import re
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedConfig
 
+from maftplus.conversion.released import MAFT_KINDS
+
 PUBLISHED_MIOU = {  # mIoU on A-847, A-150, PC-459, PC-59, PAS-20, as the papers and the released tables give it
     "MAFT ViT-B": (10.25, 29.14, 12.85, 53.33, 90.44),
     "MAFT ViT-L": (12.12, 32.05, 15.68, 58.01, 92.14),
     "MAFT+ base": (13.8, 34.6, 16.2, 57.5, 95.4),
     "MAFT+ large": (15.1, 36.1, 21.6, 59.4, 96.5),
+    "FC-CLIP large": (14.8, 34.1, 18.2, 58.4, 95.4),
 }
 PUBLISHED_PANOPTIC = {"MAFT+ large": (27.1, 73.5, 32.9)}  # PQ, SQ, RQ on ADE20K
 PAPERS = {
     "maftplus": ("MAFT+", "2408.00744", "https://github.com/jiaosiyu1999/MAFT-Plus"),
     "fcclip": ("FC-CLIP", "2308.02487", "https://github.com/bytedance/fc-clip"),
     "maft": ("MAFT", "2310.00240", "https://github.com/jiaosiyu1999/MAFT"),
+    "freeseg": ("FreeSeg, as MAFT starts from it,", "2303.17225", "https://github.com/jiaosiyu1999/MAFT"),
     "open_clip": ("OpenCLIP", "2212.07143", "https://github.com/mlfoundations/open_clip"),
     "openai_clip": ("CLIP", "2103.00020", "https://github.com/openai/CLIP"),
 }
@@ -41,7 +45,11 @@ segmenter = pipeline("image-segmentation", model="PATH", trust_remote_code=True)
 labels = ["person, man, woman", "dog", "grass"]
 segmenter("picture.jpg", candidate_labels=labels, stuff_labels=["grass"], subtask="SUBTASK")
 ```
-A class is a string with synonyms separated by commas; a mask's score for a class is the best over its synonyms."""
+SYNONYMS"""
+SYNONYMS = (
+    "A class is a string with synonyms separated by commas; a mask's score for a class is the best over its synonyms."
+)
+WHOLE_NAMES = "A class is a string, commas included, as in the released code; a class with synonyms is a list of them."
 
 EMBED = """```python
 from transformers import AutoModel
@@ -58,7 +66,7 @@ def model_card(
     The card's text.
 
     Args:
-        kind: "maftplus", "fcclip", "maft", "open_clip" or "openai_clip".
+        kind: "maftplus", "fcclip", "maft", "freeseg", "open_clip" or "openai_clip".
         name: What people call the variant ("MAFT+ base").
         task: "semantic", "panoptic", or None for a bare CLIP.
         source_name: File name of the original checkpoint.
@@ -66,7 +74,8 @@ def model_card(
     """
     is_full = hasattr(config, "clip_config")
     paper, arxiv, repository = PAPERS[kind]
-    usage = (SEGMENT if is_full else EMBED).replace("PATH", "path/or/hub-name").replace("SUBTASK", task or "semantic")
+    usage = SEGMENT.replace("SYNONYMS", WHOLE_NAMES if kind in MAFT_KINDS else SYNONYMS) if is_full else EMBED
+    usage = usage.replace("PATH", "path/or/hub-name").replace("SUBTASK", task or "semantic")
     title = f"{name}, {task}" if is_full else f"{name}: CLIP that takes masks"
     sections = [
         f"---\n{_metadata(kind, name, config)}\n---",
@@ -80,6 +89,13 @@ def model_card(
         *_license_note(kind),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def published_figures(name: str | None, task: str | None) -> str | None:
+    """The paper's figures for a variant on one line; None where there are none."""
+    if task == "panoptic" and name in PUBLISHED_PANOPTIC:
+        return "PQ {}, SQ {}, RQ {}".format(*PUBLISHED_PANOPTIC[name])
+    return " / ".join(map(str, PUBLISHED_MIOU[name])) if name in PUBLISHED_MIOU else None
 
 
 def code_span(text: str) -> str:
@@ -145,4 +161,4 @@ def _license_note(kind: str) -> list[str]:
     ]
 
 
-__all__ = ["code_span", "model_card"]
+__all__ = ["code_span", "model_card", "published_figures"]

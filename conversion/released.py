@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
+from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig, MaftPlusProposerConfig
 from maftplus.conversion.checkpoint import CheckpointError
 from maftplus.conversion.rename import convert_state
 
@@ -24,8 +24,29 @@ TABLE_OF = {
     "maftplus": "maftplus",
     "fcclip": "maftplus",
     "maft": "maft",
+    "freeseg": "freeseg",
     "open_clip": "open_clip",
     "openai_clip": "openai_clip",
+}
+TITLES = {
+    "maftplus": "MAFT+",
+    "fcclip": "FC-CLIP",
+    "maft": "MAFT",
+    "freeseg": "FreeSeg",
+    "open_clip": "OpenCLIP",
+    "openai_clip": "CLIP",
+}
+MAFT_KINDS = ("maft", "freeseg")
+# Names of a converted model -> what people call the part; the first that fits counts.
+PARTS = {
+    "proposer.": "mask proposer",
+    "segmenter.": "segmenter",
+    "cdt.": "Content-Dependent Transfer",
+    "vision_model.": "CLIP's vision tower",
+    "visual_projection.": "CLIP's vision tower",
+    "text_model.": "CLIP's text tower",
+    "text_projection.": "CLIP's text tower",
+    "": "single rows and scales",
 }
 TASKS = ("semantic", "panoptic")
 TASK_OF_CLASS_WEIGHTS = {172: "semantic", 134: "panoptic"}  # COCO-Stuff 171 and COCO panoptic 133, void added
@@ -46,6 +67,8 @@ def detect_kind(names: Iterable[str]) -> str:
     names = list(names)
     if _any_starts(names, "IPCLIP."):
         return "maft"
+    if _any_starts(names, "clip_adapter.clip_model.") and _any_starts(names, "sem_seg_head.interaction."):
+        return "freeseg"
     if _any_starts(names, "backbone.clip_model."):
         return "maftplus" if _any_starts(names, "cdt.") else "fcclip"
     if _any_starts(names, "visual.trunk."):
@@ -61,7 +84,8 @@ def detect_kind(names: Iterable[str]) -> str:
             "This is a transformers CLIP; nothing to convert: `MaftPlusCLIPModel.from_pretrained` loads its folder."
         )
     raise CheckpointError(
-        "Unknown architecture: neither MAFT+, FC-CLIP, MAFT (`IPCLIP.*`), OpenCLIP's ConvNeXt (`visual.trunk.*`) nor "
+        "Unknown architecture: neither MAFT+, FC-CLIP, MAFT (`IPCLIP.*`), FreeSeg (`clip_adapter.*`), "
+        "OpenCLIP's ConvNeXt (`visual.trunk.*`) nor "
         f"OpenAI's CLIP (`visual.conv1.*`). The first names are: {', '.join(names[:5])}."
     )
 
@@ -76,7 +100,7 @@ def infer_task(state: Mapping[str, Tensor], kind: str, task: str | None = None) 
     if task is not None and task not in TASKS:
         raise CheckpointError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if kind not in ("maftplus", "fcclip"):
-        return "semantic" if kind == "maft" else None
+        return "semantic" if kind in MAFT_KINDS else None
     weights = state.get("criterion.empty_weight")
     found = None if weights is None else TASK_OF_CLASS_WEIGHTS.get(len(weights))
     if task is not None and found not in (None, task):
@@ -106,18 +130,22 @@ def infer_config(
         kind: As `detect_kind` gives it.
         task: As `infer_task` gives it.
         overrides: Fields of the configuration (nested) that replace the released rule.
-        proposer_config: MAFT: the proposer of the full model; without one it becomes a bare CLIP.
+        proposer_config: MAFT: a proposer of transformers instead of its own; without any it becomes a bare CLIP.
     Raises:
         CheckpointError: if `overrides` has an unknown field or contradicts the shapes.
         ValueError: if names are unknown or missing.
     """
     converted = convert_state(state, TABLE_OF[kind])
-    is_full = kind in ("maftplus", "fcclip") or proposer_config is not None
+    has_own_proposer = kind in MAFT_KINDS and proposer_config is None and _any_starts(converted, "proposer.")
+    is_full = kind in ("maftplus", "fcclip") or proposer_config is not None or has_own_proposer
     clip = {name.removeprefix("clip."): tensor for name, tensor in converted.items()}
     shapes, rules = _clip_shapes(clip), _clip_rules(clip, kind)
     if is_full:
         shapes, rules = {"clip_config": shapes}, {"clip_config": rules, **_model_rules(kind, task)}
-        shapes.update(_segmenter_shapes(converted) if proposer_config is None else {})
+        shapes.update(_decoder_shapes(converted, "segmenter.") if kind not in MAFT_KINDS else {})
+    if has_own_proposer:
+        shapes["proposer_config"] = _proposer_shapes(converted)
+        rules["proposer_config"] = _proposer_rules(shapes["proposer_config"])
     overrides = overrides or {}
     if not is_full:
         overrides = overrides.get("clip_config", overrides)  # the full model's file serves its CLIP alone, too
@@ -129,18 +157,45 @@ def infer_config(
         fields["proposer_config"] = proposer_config
     config_class = MaftPlusConfig if is_full else MaftPlusCLIPConfig
     _check_fields(overrides, config_class(**_merged(shapes, rules), **_given(proposer_config)))
-    return config_class(**fields)
+    config = config_class(**fields)
+    _check_masked_layer(getattr(config, "clip_config", config))
+    return config
 
 
 def variant_name(config: PreTrainedConfig, kind: str) -> str:
     """What people call it: "MAFT+ base", or the kind and the width of the joint space."""
     clip = getattr(config, "clip_config", config)
-    title = {"maftplus": "MAFT+", "fcclip": "FC-CLIP", "maft": "MAFT", "open_clip": "OpenCLIP", "openai_clip": "CLIP"}
+    title = TITLES[kind]
     vision = clip.vision_config
     sizes = {(128, 640): "base", (192, 768): "large"} if vision.model_type == "convnext" else {}
     sizes.update({(768, 512): "ViT-B", (1024, 768): "ViT-L"} if not sizes else {})
     width = vision.hidden_sizes[0] if vision.model_type == "convnext" else vision.hidden_size
-    return f"{title[kind]} {sizes.get((width, clip.projection_dim), f'of width {width}')}"
+    return f"{title} {sizes.get((width, clip.projection_dim), f'of width {width}')}"
+
+
+def describe(names: Iterable[str], kind: str) -> str:
+    """One sentence: which of the released files these names are, and whether anything in them proposes masks."""
+    has_proposer = _any_starts(names, "sem_seg_head.")
+    return {
+        "maftplus": "MAFT+: CLIP, its frozen teacher, segmenter and Content-Dependent Transfer",
+        "fcclip": "FC-CLIP: CLIP and segmenter",
+        "maft": "MAFT: mask-aware CLIP, its teacher and its own mask proposer"
+        if has_proposer
+        else "MAFT, CLIP only: mask-aware CLIP without a mask proposer",
+        "freeseg": "FreeSeg, which MAFT's training starts from: the untouched CLIP and the mask proposer",
+        "open_clip": "OpenCLIP, CLIP only",
+        "openai_clip": "OpenAI's CLIP, CLIP only",
+    }[kind]
+
+
+def count_parts(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Parameters of each part of a converted model, batch norms' stored statistics included."""
+    counts: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("model.").removeprefix("clip.")
+        part = next(label for prefix, label in PARTS.items() if name.startswith(prefix))
+        counts[part] = counts.get(part, 0) + tensor.numel()
+    return counts
 
 
 def main_settings(config: PreTrainedConfig) -> dict[str, Any]:
@@ -156,12 +211,13 @@ def main_settings(config: PreTrainedConfig) -> dict[str, Any]:
     fields["text"] = f"width {text.hidden_size}, {text.num_hidden_layers} layers, {text.num_attention_heads} heads"
     if clip is not config:
         names = ("num_queries", "hidden_dim", "encoder_layers", "decoder_layers", "num_attention_heads")
-        fields.update({name: getattr(config, name) for name in names})
+        decoders = config.proposer_config if config.has_own_proposer else config
+        fields.update({name: getattr(decoders, name) for name in names})
         fields.update({name: getattr(config, name) for name in ("cdt_form", "ensemble_alpha", "ensemble_beta")})
     return fields
 
 
-def _any_starts(names: list[str], *prefixes: str) -> bool:
+def _any_starts(names: Iterable[str], *prefixes: str) -> bool:
     return any(name.startswith(prefixes) for name in names)
 
 
@@ -245,19 +301,45 @@ def _clip_rules(clip: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
         "text_config": text,
         "vision_config": {"num_attention_heads": max(width // HEAD_WIDTH, 1), "hidden_act": "quick_gelu"},
         "first_masked_layer": min(MAFT_FIRST_MASKED_LAYER, layers - 1),
-        "position_align_corners": kind == "maft",
+        "position_align_corners": kind in MAFT_KINDS,
     }
 
 
-def _segmenter_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    queries = state["segmenter.decoder.queries_features.weight"]
+def _decoder_shapes(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Sizes of the pixel decoder and the masked-attention decoder below `prefix`."""
+    queries = state[f"{prefix}decoder.queries_features.weight"]
     return {
         "num_queries": queries.shape[0],
         "hidden_dim": queries.shape[1],
-        "encoder_layers": _count(state, "segmenter.pixel_decoder.layers."),
-        "encoder_feedforward_dim": state["segmenter.pixel_decoder.layers.0.fc1.weight"].shape[0],
-        "decoder_layers": _count(state, "segmenter.decoder.layers."),
-        "dim_feedforward": state["segmenter.decoder.layers.0.fc1.weight"].shape[0],
+        "encoder_layers": _count(state, f"{prefix}pixel_decoder.layers."),
+        "encoder_feedforward_dim": state[f"{prefix}pixel_decoder.layers.0.fc1.weight"].shape[0],
+        "decoder_layers": _count(state, f"{prefix}decoder.layers."),
+        "dim_feedforward": state[f"{prefix}decoder.layers.0.fc1.weight"].shape[0],
+    }
+
+
+def _proposer_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    stages = [f"proposer.trunk.stages.{index}." for index in range(_count(state, "proposer.trunk.stages."))]
+    narrow, wide = (state[f"{stages[0]}0.layer.{index}.convolution.weight"].shape[0] for index in (1, 2))
+    return {
+        "model_type": MaftPlusProposerConfig.model_type,
+        "stem_size": state["proposer.trunk.stem.2.convolution.weight"].shape[0],
+        "hidden_sizes": [state[f"{stage}0.layer.2.convolution.weight"].shape[0] for stage in stages],
+        "depths": [_count(state, stage) for stage in stages],
+        "bottleneck_reduction": wide // narrow,
+        **_decoder_shapes(state, "proposer."),
+        "interaction_dim": state["proposer.text_attn.q_proj.weight"].shape[0],
+        "class_feedforward_dim": state["proposer.decoder.class_embedder.layers.0.weight"].shape[0],
+    }
+
+
+def _proposer_rules(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shapes of MAFT's proposer do not tell."""
+    return {
+        "num_attention_heads": SEGMENTER_HEADS,
+        "num_points": SEGMENTER_POINTS,
+        "interaction_heads": SEGMENTER_HEADS,
+        "last_stage_dilations": [2**index for index in range(shapes["depths"][-1])],
     }
 
 
@@ -266,11 +348,11 @@ def _model_rules(kind: str, task: str | None) -> dict[str, Any]:
     rules: dict[str, Any] = {"num_attention_heads": SEGMENTER_HEADS, "num_points": SEGMENTER_POINTS}
     if kind == "maftplus":
         return {**rules, "cdt_form": task, "cdt_token_order": "released"}
-    rules.update(cdt_form="off", compensation_weight=0.0)
+    off = {"cdt_form": "off", "compensation_weight": 0.0}
     if kind == "fcclip":
-        return {**rules, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "mask_aware_weight": 0.0}
+        return {**rules, **off, "ensemble_alpha": 0.4, "ensemble_beta": 0.8, "mask_aware_weight": 0.0}
     return {
-        **rules,
+        **off,
         "clip_image_size": MAFT_IMAGE_SIZE,
         "proposal_align_corners": True,
         "use_proposer_void": False,
@@ -307,6 +389,17 @@ def _check_fields(overrides: Mapping[str, Any], config: PreTrainedConfig, path: 
             _check_fields(value, getattr(config, name), f"{path}{name}.")
 
 
+def _check_masked_layer(clip_config: MaftPlusCLIPConfig) -> None:
+    if clip_config.takes_masks_by_pooling:
+        return
+    layers = clip_config.vision_config.num_hidden_layers
+    if clip_config.first_masked_layer >= layers:
+        raise CheckpointError(
+            f"`first_masked_layer` ({clip_config.first_masked_layer}) must be below the tower's {layers} layers, or "
+            "masks have no effect."
+        )
+
+
 def _check_cdt_form(inferred: str, given: str, task: str | None) -> None:
     """CDT cannot be added or taken away, and its form is the task's."""
     if "off" in (inferred, given):
@@ -317,4 +410,15 @@ def _check_cdt_form(inferred: str, given: str, task: str | None) -> None:
     )
 
 
-__all__ = ["TABLE_OF", "TASKS", "detect_kind", "infer_config", "infer_task", "main_settings", "variant_name"]
+__all__ = [
+    "MAFT_KINDS",
+    "TABLE_OF",
+    "TASKS",
+    "count_parts",
+    "describe",
+    "detect_kind",
+    "infer_config",
+    "infer_task",
+    "main_settings",
+    "variant_name",
+]

@@ -1,6 +1,7 @@
 """Rename tables: the names of the original checkpoints, one rule a line, and ours.
 
-Sources: released MAFT+ (arXiv 2408.00744), FC-CLIP (arXiv 2308.02487), MAFT (arXiv 2310.00240), OpenCLIP, OpenAI CLIP.
+Sources: released MAFT+ (arXiv 2408.00744), FC-CLIP (arXiv 2308.02487), MAFT (arXiv 2310.00240) and the FreeSeg that it
+starts from (arXiv 2303.17225), OpenCLIP, OpenAI CLIP.
 Everything here is a pure function of dictionaries {name: tensor}: no files, any sizes, the meta device included.
 A rule reads `original -> ours`: `{i}`, `{j}`, `{k}` stand for numbers, `{p}` for `weight` and for `bias`, `{qkv}` for
 `q`, `k` and `v` of a fused attention weight. Every name has a rule, dropping included; a name without one is an error.
@@ -180,7 +181,7 @@ PIXEL_DECODER = Group(
         Rule("mask_features.{p}", "mask_features.{p}"),
     ),
 )
-DECODER = Group(
+DECODER_LAYERS = Group(
     "masked-attention decoder",
     (
         Rule("query_feat.weight", "queries_features.weight"),
@@ -209,9 +210,14 @@ DECODER = Group(
         ),
         Rule("decoder_norm.{p}", "layer_norm.{p}"),
         Rule("mask_embed.layers.{i}.{p}", "mask_embedder.layers.{i}.{p}"),
+        Rule("class_embed.layers.{i}.{p}", "class_embedder.layers.{i}.{p}"),
+    ),
+)
+MASK_POOLING = Group(
+    "class head's mask pooling",
+    (
         Rule("_mask_pooling_proj.0.{p}", "pooled_norm.{p}"),
         Rule("_mask_pooling_proj.1.{p}", "pooled_proj.{p}"),
-        Rule("class_embed.layers.{i}.{p}", "class_embedder.layers.{i}.{p}"),
     ),
 )
 CDT = Group(
@@ -239,7 +245,8 @@ MAFTPLUS = (
     *(group.moved("backbone.clip_model.", "clip.") for group in OPEN_CLIP),
     *(group.moved("backbone_t.clip_model.").dropped("the frozen teacher of training") for group in OPEN_CLIP),
     PIXEL_DECODER.moved("sem_seg_head.pixel_decoder.", "segmenter.pixel_decoder."),
-    DECODER.moved("sem_seg_head.predictor.", "segmenter.decoder."),
+    DECODER_LAYERS.moved("sem_seg_head.predictor.", "segmenter.decoder."),
+    MASK_POOLING.moved("sem_seg_head.predictor.", "segmenter.decoder."),
     SEGMENTER_SCALE.moved("sem_seg_head.predictor.", "segmenter."),
     CDT,
     VOID,
@@ -247,11 +254,49 @@ MAFTPLUS = (
     PIXEL_STATISTICS,
 )
 
+
+def _normed(source: str, target: str) -> tuple[Rule, ...]:
+    """A convolution without bias and its frozen batch norm."""
+    return (
+        Rule(f"{source}.weight", f"{target}.convolution.weight"),
+        Rule(f"{source}.norm.{{p}}", f"{target}.normalization.{{p}}"),
+        Rule(f"{source}.norm.running_mean", f"{target}.normalization.running_mean"),
+        Rule(f"{source}.norm.running_var", f"{target}.normalization.running_var"),
+    )
+
+
+def _resnet_stage(source: str, target: str) -> tuple[Rule, ...]:
+    blocks = [_normed(f"{source}.{{i}}.conv{k + 1}", f"{target}.{{i}}.layer.{k}") for k in range(3)]
+    return (*_normed(f"{source}.0.shortcut", f"{target}.0.shortcut"), *(rule for block in blocks for rule in block))
+
+
+RESNET = Group(
+    "ResNet trunk",
+    (
+        *(rule for k in range(3) for rule in _normed(f"stem.conv{k + 1}", f"stem.{k}")),
+        *(rule for stage in range(4) for rule in _resnet_stage(f"res{stage + 2}", f"stages.{stage}")),
+    ),
+)
+INTERACTION = Group(
+    "text interaction",
+    (
+        Rule("gamma", "layer_scale"),
+        Rule("layer_norm_q_1.{p}", "map_norm.{p}"),
+        Rule("layer_norm_k_1.{p}", "text_norm.{p}"),
+        *(Rule(f"attn.{part}_proj.{{p}}", f"text_attn.{part}_proj.{{p}}") for part in ("q", "k", "v", "out")),
+    ),
+)
 OWN_PROPOSER = Group(
-    "MAFT's own proposal network",
+    "MAFT's own proposer",  # all of it or nothing
     tuple(
-        _drop(prefix, "MAFT's own proposal network: give a transformers proposer instead")
-        for prefix in ("backbone.*", "sem_seg_head.*")
+        rule
+        for group in (
+            RESNET.moved("backbone.", "proposer.trunk."),
+            PIXEL_DECODER.moved("sem_seg_head.pixel_decoder.", "proposer.pixel_decoder."),
+            INTERACTION.moved("sem_seg_head.interaction.", "proposer."),
+            DECODER_LAYERS.moved("sem_seg_head.predictor.", "proposer.decoder."),
+        )
+        for rule in group.rules
     ),
     required=False,
 )
@@ -259,18 +304,32 @@ MAFT_TEXT_SCALE = Group(
     "logit scale", (replace(LOGIT_SCALE, constant=math.log(100.0), note="MAFT ignores CLIP's own scale and uses 100"),)
 )
 NON_OBJECT = Group("non-object row", (Rule("clip_adapter.non_object_embedding", "void_embedding.weight"),))
-MAFT = (
-    VIT.moved("IPCLIP.", "clip."),
+MAFT_SHARED = (
     *(group.moved("clip_adapter.clip_model.", "clip.") for group in (TEXT, MAFT_TEXT_SCALE, CLIP_EXTRAS)),
     NON_OBJECT,
-    VIT.moved("clip_adapter.clip_model.visual.").dropped("the untouched CLIP tower, teacher of training"),
-    VIT.moved("T.").dropped("a copy of the untouched CLIP tower that the original never reads"),
     PIXEL_STATISTICS,
     PIXEL_STATISTICS.moved("clip_adapter."),
-    OWN_PROPOSER,
     LOSS_BUFFERS,
 )
-TABLES = {"maftplus": MAFTPLUS, "maft": MAFT, "open_clip": OPEN_CLIP, "openai_clip": OPENAI_CLIP}
+MAFT = (
+    VIT.moved("IPCLIP.", "clip."),
+    *MAFT_SHARED,
+    VIT.moved("clip_adapter.clip_model.visual.").dropped("the untouched CLIP tower, teacher of training"),
+    VIT.moved("T.").dropped("a copy of the untouched CLIP tower that the original never reads"),
+    OWN_PROPOSER,
+)
+FREESEG = (  # what MAFT's training starts from: the same system around the untouched CLIP
+    VIT.moved("clip_adapter.clip_model.visual.", "clip."),
+    *MAFT_SHARED,
+    replace(OWN_PROPOSER, required=True),
+)
+TABLES = {
+    "maftplus": MAFTPLUS,
+    "maft": MAFT,
+    "freeseg": FREESEG,
+    "open_clip": OPEN_CLIP,
+    "openai_clip": OPENAI_CLIP,
+}
 
 
 def convert_maftplus_state(state: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
@@ -304,7 +363,7 @@ def convert_maft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_maft_model_state(state: Mapping[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
-    """MAFT's CLIP and non-object row (as void) -> `MaftPlusForUniversalSegmentation`, without a proposer's weights."""
+    """MAFT's CLIP, non-object row (as void) and, where it is there, proposer -> `MaftPlusForUniversalSegmentation`."""
     return {prefix + name: tensor for name, tensor in convert_state(state, "maft").items()}
 
 
@@ -319,7 +378,7 @@ def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def convert_state(state: Mapping[str, Tensor], kind: str, is_complete: bool = True) -> dict[str, Tensor]:
     """
-    Rename a whole state dict by the table `kind` ("maftplus", "maft", "open_clip", "openai_clip").
+    Rename a whole state dict by the table `kind` ("maftplus", "maft", "freeseg", "open_clip", "openai_clip").
 
     Args:
         is_complete: `False` takes any part of a state dict (only `cdt.*`, only `IPCLIP.*`).

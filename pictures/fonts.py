@@ -70,7 +70,8 @@ def spell(text: str) -> str:
 
 def _spell_run(characters: Iterable[str]) -> str:
     readings = filter(None, map(_reading, characters))
-    return f"[{'-'.join(readings)}]"
+    spelled = "-".join(readings)
+    return f"[{spelled}]" if spelled else ""
 
 
 def _reading(character: str) -> str:
@@ -97,7 +98,9 @@ def find_font(character: str) -> str | None:
 def _has(path: str, character: str) -> bool:
     if unicodedata.category(character) in BLANK or character in VARIATION_SELECTORS:
         return True
-    font = _open(path, TRIAL_SIZE)
+    if path == OWN_FONT and unicodedata.category(character)[0] == "M":
+        return False
+    font = _open(path, TRIAL_SIZE, is_trial=True)
     return font is not None and _picture(font, character) != _picture(font, NO_CHARACTER)
 
 
@@ -107,12 +110,15 @@ def _picture(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, i
 
 
 @lru_cache(maxsize=1024)
-def _open(path: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """`None` for a file that is no outline font, as those of coloured pictures only."""
+def _open(path: str, size: int, is_trial: bool = False) -> ImageFont.FreeTypeFont | None:
+    """
+    `None` for a file that is no outline font, as those of coloured pictures only. A trial is drawn letter by letter:
+    the full layout puts a circle under an accent that stands alone, and so hides that the accent is missing.
+    """
     if path == OWN_FONT:
         return ImageFont.load_default(size=size)
     try:
-        return ImageFont.truetype(path, size)
+        return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC if is_trial else None)
     except OSError:
         return None
 

@@ -38,19 +38,33 @@ def overlay_image(
     """
     if style not in STYLES:
         raise ValueError(f"`style` must be one of {', '.join(STYLES)}, got {style!r}.")
-    canvas = picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
-    unit = min(canvas.size)
-    bare = canvas.copy() if style == "side-by-side" else None
     colours = _segment_colours(segments, names)
+    canvas = paint_segments(picture, segments, colours, style != "outline")
+    unit = min(canvas.size)
+    if style == "side-by-side":
+        canvas = _beside(_resize(picture), canvas, gap=max(4, unit // 100))
+    return with_legend(canvas, legend_rows(segments, colours), text_size=max(14, round(unit / 30)))
+
+
+def paint_segments(
+    picture: Image.Image, segments: Sequence[Segment], colours: Sequence[Colour], is_filled: bool = True
+) -> Image.Image:
+    """
+    The picture, in a size at which lines can be seen, under its segments, each in its colour, with its number, and
+    with its name where there is room.
+    """
+    canvas = _resize(picture)
     order = sorted(range(len(segments)), key=lambda index: -segments[index].area)  # small ones stay visible
     for index in order:
-        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], 0 if style == "outline" else OPACITY)
+        _paint(canvas, _fit(segments[index].mask, canvas.size), colours[index], is_filled)
     badges = _Badges(canvas)
     for index in order:
         badges.add(segments[index], colours[index])
-    if bare is not None:
-        canvas = _beside(bare, canvas, gap=max(4, unit // 100))
-    return with_legend(canvas, legend_rows(segments, colours), text_size=max(14, round(unit / 30)))
+    return canvas
+
+
+def _resize(picture: Image.Image) -> Image.Image:
+    return picture.convert("RGB").resize(_canvas_size(picture.size), Image.Resampling.BICUBIC)
 
 
 def _segment_colours(segments: Sequence[Segment], names: Sequence[str] | None) -> list[Colour]:
@@ -77,19 +91,28 @@ def _beside(left: Image.Image, right: Image.Image, gap: int) -> Image.Image:
     return sheet
 
 
-def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, opacity: float) -> None:
-    """Colour inside the mask, a full-strength line with a light rim along its border. Works on the mask's box only."""
+def _paint(canvas: Image.Image, mask: Image.Image, colour: Colour, is_filled: bool) -> None:
+    """
+    A full-strength line with a light rim along the mask's border, and colour inside it or else a broader line. Works
+    on the mask's box only.
+    """
     box = mask.getbbox()
     if box is None:
         return
-    thickness = max(1, round(min(canvas.size) / 350))
+    thickness = max(2, round(min(canvas.size) / 300)) * (1 if is_filled else 2)  # rim included
+    box = _widen(box, thickness + 1, canvas.size)  # filters see no border at the edge of what they are given
     below, mask = canvas.crop(box), mask.crop(box)
     inner = mask.filter(ImageFilter.MinFilter(2 * thickness + 1))
     rim = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
     line, light = (Image.new("RGB", below.size, fill) for fill in (colour, BACKGROUND))
     painted = Image.composite(line, below, mask)
-    painted = Image.composite(Image.blend(below, line, opacity), painted, inner)
+    painted = Image.composite(Image.blend(below, line, OPACITY if is_filled else 0), painted, inner)
     canvas.paste(Image.composite(light, painted, rim), box)
+
+
+def _widen(box: tuple[int, int, int, int], margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return max(0, left - margin), max(0, top - margin), min(size[0], right + margin), min(size[1], bottom + margin)
 
 
 class _Badges:
@@ -145,4 +168,4 @@ def _thickest_point(mask: Image.Image) -> tuple[float, float, float]:
     return (column - 0.5) * shrink, (row - 0.5) * shrink, depth[row, column] * shrink
 
 
-__all__ = ["STYLES", "Style", "overlay_image", "segment_colour"]
+__all__ = ["STYLES", "Style", "overlay_image", "paint_segments", "segment_colour"]

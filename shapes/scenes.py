@@ -151,7 +151,7 @@ OUTLINES = {shape: _unit_outline(shape) for shape in SHAPES}
 RING_HOLE = 0.52  # of the outer radius
 
 
-def _coverage(shape: str, radius: float, angle: float) -> np.ndarray:
+def draw_coverage(shape: str, radius: float, angle: float) -> np.ndarray:
     """Share of every pixel that the shape covers, (2r, 2r) float32 in [0, 1], antialiased by supersampling."""
     half = int(math.ceil(radius * 1.25))
     size = 2 * half * SUPERSAMPLING
@@ -166,7 +166,7 @@ def _coverage(shape: str, radius: float, angle: float) -> np.ndarray:
     return np.asarray(canvas.reduce(SUPERSAMPLING), np.float32) / 255
 
 
-def _pattern(pattern: str, size: int, angle: float, rng: np.random.Generator) -> np.ndarray:
+def draw_pattern(pattern: str, size: int, angle: float, rng: np.random.Generator) -> np.ndarray:
     """Brightness factor (size, size) of a fill: stripes and dots darken the colour, they never change it."""
     if pattern == "plain":
         return np.ones((size, size), np.float32)
@@ -218,7 +218,7 @@ def _texture(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.array([124, 124, 128]) + 34 * pebbles[..., None] + 7 * fine
 
 
-def _paint_stuff(size: int, num_regions: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def paint_stuff(size: int, num_regions: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Regions parted by wavy lines: image (S, S, 3) float32, region of every pixel (S, S), classes of the regions."""
     chosen = rng.choice(STUFF_IDS, num_regions, replace=False).tolist()
     y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
@@ -248,7 +248,7 @@ class _Placed:
     shading: np.ndarray
 
 
-def _window(start: int, length: int, size: int) -> tuple[slice, slice]:
+def clip_window(start: int, length: int, size: int) -> tuple[slice, slice]:
     """Part of a scene's axis and part of a stamp's axis that lie over each other."""
     low, high = max(start, 0), min(start + length, size)
     return slice(low, high), slice(low - start, high - start)
@@ -256,13 +256,13 @@ def _window(start: int, length: int, size: int) -> tuple[slice, slice]:
 
 def _place(class_id: int, size: int, rng: np.random.Generator, centred: bool) -> _Placed:
     radius, angle = rng.uniform(11, 22), rng.uniform(0, 2 * math.pi)
-    coverage = _coverage(CLASSES[class_id].shape, radius, angle)
+    coverage = draw_coverage(CLASSES[class_id].shape, radius, angle)
     pattern = PATTERNS[rng.choice(3, p=(0.5, 0.25, 0.25))]
-    shading = _pattern(pattern, len(coverage), rng.uniform(0, math.pi), rng)
+    shading = draw_pattern(pattern, len(coverage), rng.uniform(0, math.pi), rng)
     margin = radius if centred else 0.8 * radius
     top, left = (rng.uniform(margin, size - margin, 2) - len(coverage) / 2).astype(int)
-    rows, stamp_rows = _window(top, len(coverage), size)
-    columns, stamp_columns = _window(left, len(coverage), size)
+    rows, stamp_rows = clip_window(top, len(coverage), size)
+    columns, stamp_columns = clip_window(left, len(coverage), size)
     return _Placed(
         class_id, pattern, rows, columns, coverage[stamp_rows, stamp_columns], shading[stamp_rows, stamp_columns]
     )
@@ -316,14 +316,14 @@ def draw_scene(
     """
     if size < MIN_SIZE:
         raise ValueError(f"`size` must be at least {MIN_SIZE} pixels to hold a thing, got {size}.")
-    image, region, stuff = _paint_stuff(size, int(rng.integers(num_regions[0], num_regions[1] + 1)), rng)
+    image, region, stuff = paint_stuff(size, int(rng.integers(num_regions[0], num_regions[1] + 1)), rng)
     ids = rng.choice(allowed, int(rng.integers(num_things[0], num_things[1] + 1))).tolist()
     owner, things = _paint_things(image, ids, rng)
     image = image * rng.uniform(0.88, 1.1) + rng.standard_normal(image.shape, np.float32) * 3
-    return _as_scene(np.clip(image, 0, 255).astype(np.uint8), owner, things, region, stuff)
+    return as_scene(np.clip(image, 0, 255).astype(np.uint8), owner, things, region, stuff)
 
 
-def _as_scene(image: np.ndarray, owner: np.ndarray, things: list, region: np.ndarray, stuff: list[int]) -> Scene:
+def as_scene(image: np.ndarray, owner: np.ndarray, things: list, region: np.ndarray, stuff: list[int]) -> Scene:
     segmentation = np.where(owner > 0, owner, region + 1 + len(things)).astype(np.uint8)
     classes = [thing.class_id for thing in things] + stuff
     patterns = [thing.pattern for thing in things] + [None] * len(stuff)

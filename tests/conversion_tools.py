@@ -1,12 +1,24 @@
-"""Tiny checkpoints in the originals' layout, for the tests of conversion."""
+"""What the tests of conversion share: tiny checkpoints in the originals' layout, lists of names, the command."""
 
+import gzip
 import json
 from pathlib import Path
 
 import torch
 from reference_tools import original_state
+from typer.testing import CliRunner
 
-TINY = Path(__file__).parent / "fixtures" / "tiny"
+from maftplus.app.cli import app
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TINY = FIXTURES / "tiny"
+
+
+def full_size_state(name: str) -> dict[str, torch.Tensor]:
+    """The shapes of a released checkpoint under its names, on the meta device."""
+    with gzip.open(FIXTURES / "keys" / f"{name}.json.gz", "rt") as file:
+        shapes = json.load(file)
+    return {key: torch.empty(shape, device="meta") for key, (shape, _) in shapes.items()}
 
 
 def tiny_state(golden: str = "tiny_a_semantic") -> dict[str, torch.Tensor]:
@@ -30,3 +42,9 @@ def open_clip_state() -> dict[str, torch.Tensor]:
 def written(path: Path, content) -> Path:
     torch.save(content, path)
     return path
+
+
+def run_cli(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output

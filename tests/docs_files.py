@@ -32,6 +32,29 @@ def write_scene(folder: Path) -> None:
     Image.fromarray(find_scene().image).save(folder / "out" / "demo" / "scene.png")
 
 
+def write_sam(folder: Path) -> None:
+    """`sam.json`: the masks of `out/demo/scene.png`, as Segment Anything's automatic generator writes them."""
+    from maftplus.shapes.demo import find_scene
+
+    scene = find_scene()
+    masks = [scene.segmentation == segment["id"] for segment in scene.segments_info]
+    records = [{"segmentation": run_lengths(mask), "area": int(mask.sum()), "predicted_iou": 0.98} for mask in masks]
+    (folder / "sam.json").write_text(json.dumps(records))
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """COCO's uncompressed ones: column by column, 0 first."""
+    pixels = np.concatenate([[False], mask.T.ravel()])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
+    return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
+
+
+def write_large(folder: Path) -> None:
+    """`large.png`: a scene of 320 x 256 pixels."""
+    (scene,) = scenes("test", 1, seed=4, size=320, num_things=(24, 24))
+    Image.fromarray(scene.image[:256]).save(folder / "large.png")
+
+
 def write_my_data(folder: Path) -> None:
     """`my_data/`: pictures and label maps of one stem, two for training and one to measure, and the classes' names."""
     labels = np.repeat(np.arange(3), 32)[:, None].repeat(128, 1).astype(np.uint8)
@@ -74,6 +97,8 @@ def write_checkpoint(folder: Path) -> None:
 GIVEN = {
     "photos": write_photos,
     "scene": write_scene,
+    "sam": write_sam,
+    "large": write_large,
     "my_data": write_my_data,
     "my_scenes": write_scenes,
     "datasets": write_datasets,

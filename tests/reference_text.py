@@ -12,9 +12,10 @@ from maftplus.words_maftplus import VILD_TEMPLATES, build_prompts, find_seen_cla
 
 
 def check_text(path: Path, bpe_path: str | None = None) -> list[Comparison]:
-    """Compare with a recorded `text.json`; words that are not recorded here need the whole vocabulary (text_tools)."""
+    """Compare with a recorded `text.json`; `UnknownWords` where they need the whole vocabulary (text_tools)."""
     recorded = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(bpe_path)
+    words = [*recorded["prompts"], *(entry["text"] for entry in recorded["tokenizer"])]
+    tokenizer = load_tokenizer(bpe_path, words)
     vocabulary = "whole vocabulary" if bpe_path or find_bpe() else "excerpt of the vocabulary"
     classes = parse_classes(recorded["class_names_test"])
     prompts = build_prompts(classes, recorded["templates"])

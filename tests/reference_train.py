@@ -1,6 +1,6 @@
 """Training step of whole tiny models: losses at the recorded points, and the gradient norm of every trained tensor.
 
-Sources of the numbers: `tiny/*_train.npz` with `*_train_gradnorms.json` (MAFT+); `maft_v1/*_forward.npz` (MAFT).
+Sources of the numbers: `tiny/*_train.npz` with `*_train_gradnorms.json` (MAFT+); `maft_v1/*masked_forward.npz` (MAFT).
 """
 
 import json
@@ -50,9 +50,8 @@ def check_maft(path: Path) -> list[Comparison]:
     freeze_all_but_trainable(model)
     pixel_values, masks, labels = labelled_batch(arrays, settings["clip_pixel_mean"], settings["clip_pixel_std"])
     outputs = model(pixel_values, **vocabulary, proposal_logits=torch.from_numpy(arrays["in/pred_mask_logits"]))
-    embeds = maft.recorded_mask_embeds(model, pixel_values, outputs.mask_embeds, arrays)
     logits = _image_logits(model, pixel_values, outputs.text_embeds, vocabulary, settings)
-    logits["train_mask_class_logits"] = maft.class_logits(model, embeds, outputs.text_embeds, vocabulary)
+    logits["train_mask_class_logits"] = outputs.out_vocab_logits
     mask_aware = mask_aware_loss(
         logits["train_mask_class_logits"], outputs.masks_queries_logits.sigmoid(), masks, labels
     )
@@ -158,7 +157,7 @@ def _kinds(losses: dict) -> dict[str, torch.Tensor]:
 def _vocabulary(model, names: list[str]) -> dict[str, torch.Tensor]:
     """Class embeddings of the training classes by the recorded text tower."""
     prompts = build_prompts(parse_classes(names))
-    rows = load_tokenizer()(prompts.texts, padding=True, return_tensors="pt")
+    rows = load_tokenizer(words=prompts.texts)(prompts.texts, padding=True, return_tensors="pt")
     vocabulary = model.encode_vocabulary(
         **rows,
         prompt_class_ids=torch.tensor(prompts.class_ids),

@@ -174,7 +174,7 @@ def test_positions_with_corner_alignment_are_resized_whatever_the_caller_asks():
 
 def test_the_recorded_maft_tower_is_reproduced():
     comparisons = check_ip_clip(GOLDEN)
-    assert len(comparisons) == 17
+    assert len(comparisons) == 18
     assert max(comparison.ratio for comparison in comparisons) < 1
 
 

@@ -15,6 +15,13 @@ NOT_RUN = [
         "pip install torch        # first, and the build for your machine: https://pytorch.org/get-started/locally",
         "the network",
     ),
+    ("README.md", 'pip install ".[get]"', "the network"),
+    ("docs/get.md", 'pip install ".[get]"         # gdown, for Google Drive', "the network"),
+    (
+        "docs/get.md",
+        "maftplus get maftplus-large --from maftp_l.pth --tokenizer bpe_simple_vocab_16e6.txt.gz",
+        "the file of a released model",
+    ),
     (
         "docs/benchmarks.md",
         "python tests/check_reference.py FOLDER",

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from docs_files import run_lengths
 from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny_tools import tiny_config, tiny_model, tiny_processor
@@ -24,13 +25,6 @@ def make_masks():
     masks = np.zeros((3, *SIZE), dtype=bool)
     masks[0, :30, :40], masks[1, 20:, 10:], masks[2, 5:9, 60:] = True, True, True
     return masks
-
-
-def run_lengths(mask):
-    """Uncompressed, as Segment Anything and transformers write them: column by column, 0 first."""
-    pixels = np.concatenate([[False], mask.T.ravel()])
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
-    return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
 
 
 def compressed(mask):

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from maftplus.conversion.registry import find_model
 from maftplus.train.data.registry import DATA_SETS
 from maftplus.train.trainer import MaftPlusTrainingArguments
 
@@ -32,7 +33,8 @@ def _help(text: str, **more: Any) -> dict[str, Any]:
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from. Without any path it starts from random weights, as `model_config` says."""
+    """Where the model comes from: folders, names on the Hub or of `maftplus get`. Without any it starts from random
+    weights, as `model_config` says."""
 
     model_name_or_path: str | None = field(default=None, metadata=_help("A MAFT+ model with its processor."))
     clip_name_or_path: str | None = field(default=None, metadata=_help("CLIP's weights (converted, or of the Hub)."))
@@ -53,6 +55,9 @@ class ModelArguments:
 
     def __post_init__(self):
         self.model_config = _parse_json("model_config", self.model_config, dict) or {}
+        for name in ("model_name_or_path", "clip_name_or_path", "tokenizer_name_or_path", "teacher_name_or_path"):
+            value = getattr(self, name)
+            setattr(self, name, value and find_model(value))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`maftplus segment`: pictures and words in, overlays, label PNGs and JSON out."""
+"""`maftplus segment`: pictures or clips and words in; overlays and what is in them as PNG and JSON out."""
 
 from pathlib import Path
 from typing import Any
@@ -34,30 +34,69 @@ def segment(
     device: given.Device = None,
     dtype: given.Dtype = given.Precision.auto,
     batch_size: given.BatchSize = 1,
+    every: given.Every = 1,
+    start: given.Start = 0.0,
+    end: given.End = None,
 ) -> None:
-    """Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document."""
+    """
+    Segment pictures: for each an overlay with a legend, a label PNG (COCO panoptic) and a JSON document.
+
+    Of a clip (mp4, mov, mkv, ...): the overlay as a clip with its sound, and a JSON line for each segment of a frame,
+    with ids that last from frame to frame.
+    """
+    from maftplus.app.clips import check_span
     from maftplus.app.jobs import check_results, plan_jobs
     from maftplus.app.masks import find_mask_files
     from maftplus.app.models import load_pipeline, resolve_model
     from maftplus.app.segmenting import Segmenter
+    from maftplus.app.video import is_video
     from maftplus.app.words import first_names, gather_distractors, gather_words
 
+    span = {"every": every, "start": start, "end": end}
+    check_span(**span)
     folder = resolve_model(model)
     words = gather_words(labels, labels_file, vocabulary, stuff)
     words |= gather_distractors(distractors, distractor_vocabulary, words["candidate_labels"], quiet)
     numbers = {"threshold": threshold, "min_margin": min_margin, "tile_size": tile, "tile_overlap": tile_overlap}
     options = {**words, **_read_options(task.value, numbers, heatmaps, masks is not None)}
     jobs = plan_jobs(pictures, out)
+    if any(is_video(job.path) for job in jobs):
+        _refuse_for_clips(heatmaps=heatmaps, masks=masks, tile=tile, coco=coco, style=style != given.Style.fill)
     check_results(jobs, overwrite, first_names(words["candidate_labels"]) if heatmaps else (), coco)
     mask_files = None if masks is None else find_mask_files(masks, jobs)
     pipe = load_pipeline(folder, device, dtype.value)
     segmenter = Segmenter(pipe, options, overwrite, quiet, style.value, mask_files)
-    failed = segmenter.run(jobs, batch_size)
+    failed = _segment_jobs(segmenter, jobs, span, batch_size)
     if coco is not None:
         segmenter.coco.write(coco)
     if failed:
-        echo_error(f"{len(failed)} of {len(jobs)} pictures failed: {', '.join(failed)}")
+        kind = "pictures or clips" if any(is_video(job.path) for job in jobs) else "pictures"
+        echo_error(f"{len(failed)} of {len(jobs)} {kind} failed: {', '.join(failed)}")
         raise typer.Exit(SOME_FAILED)
+
+
+def _refuse_for_clips(**asked: Any) -> None:
+    for option, value in asked.items():
+        if value:
+            raise ValueError(f"`--{option}` is for pictures, not for clips; leave it out.")
+
+
+def _segment_jobs(segmenter: Any, jobs: list, span: dict, batch_size: int) -> list[str]:
+    """Pictures first, then clips. Returns the paths of those that failed."""
+    from maftplus.app.segmenting import segment_clips
+    from maftplus.app.tracking import BATCH_SIZE
+    from maftplus.app.video import is_video
+
+    clips = [job for job in jobs if is_video(job.path)]
+    pictures = [job for job in jobs if job not in clips]
+    failed, options = segmenter.run(pictures, batch_size), _of_clips(segmenter.options)
+    return failed + segment_clips(
+        segmenter.pipe, clips, segmenter.is_quiet, **options, **span, batch_size=max(batch_size, BATCH_SIZE)
+    )
+
+
+def _of_clips(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "return_score_maps"}
 
 
 def _read_options(task: str, numbers: dict[str, float | None], heatmaps: bool, has_masks: bool) -> dict[str, Any]:

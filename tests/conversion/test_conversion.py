@@ -1,6 +1,5 @@
 """Conversion of released checkpoints: names, sizes, files, and what happens to files that are not what they claim."""
 
-import gzip
 import json
 import os
 import pickle
@@ -14,21 +13,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conversion_tools import open_clip_state, tiny_overrides, tiny_state, written
+from conversion_tools import FIXTURES, full_size_state, open_clip_state, run_cli, tiny_overrides, tiny_state, written
 from reference_text import token_ids
 from safetensors.torch import load_file, save_file
-from text_tools import load_tokenizer
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
     CLIPModel,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    ResNetConfig,
 )
-from typer.testing import CliRunner
 
-from maftplus.app.cli import app
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig, MaftPlusConfig
 from maftplus.conversion.checkpoint import CheckpointError, read_state, write_safetensors
@@ -39,8 +32,6 @@ from maftplus.conversion.released import detect_kind, infer_task
 from maftplus.conversion.rename import convert_maftplus_state, convert_open_clip_state, convert_state, renamed
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-KEYS = FIXTURES / "keys"
 TINY = FIXTURES / "tiny"
 FULL_SIZE = {
     "fcclip_convnext_large_d_320_panoptic133": ("fcclip", "panoptic"),
@@ -53,18 +44,6 @@ FULL_SIZE = {
     "open_clip_convnext_large_d_320": ("open_clip", None),
 }
 GOLDENS = {"tiny_a_semantic": "semantic", "tiny_b_panoptic": "panoptic"}
-
-
-def full_size_state(name: str) -> dict[str, torch.Tensor]:
-    with gzip.open(KEYS / f"{name}.json.gz", "rt") as file:
-        shapes = json.load(file)
-    return {key: torch.empty(shape, device="meta") for key, (shape, _) in shapes.items()}
-
-
-def run_cli(*arguments) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
 
 
 # Names and shapes
@@ -179,13 +158,6 @@ def test_a_teacher_becomes_a_clip_of_its_own():
 
 
 # Files
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    load_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -371,74 +343,6 @@ def test_a_saved_transformers_clip_loads_as_it_is(tmp_path):
     torch.testing.assert_close(found.logits_per_image, expected.logits_per_image)
     with pytest.raises(CheckpointError, match="nothing to convert"):
         plan_conversion(dict(theirs.state_dict()), tmp_path)
-
-
-# MAFT
-
-
-def maft_state() -> dict[str, torch.Tensor]:
-    """A tiny MAFT by the full-size one's names: widths divided by 16, two layers, some of its own proposer."""
-    full = full_size_state("maft_v1_vitb16_r101_full")
-    layers = {name for name in full if ".resblocks." in name and int(name.split(".resblocks.")[1].split(".")[0]) > 1}
-    state = {}
-    for name, tensor in full.items():
-        if name not in layers and not name.startswith("backbone.res"):
-            shape = [size // 16 if size >= 128 and size not in (197, 49408) else size for size in tensor.shape]
-            state[name] = torch.randn(shape) * 0.1
-    return state
-
-
-def tiny_proposer(folder: Path) -> Mask2FormerForUniversalSegmentation:
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=stages)
-    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32}
-    small = {
-        "dim_feedforward": 32,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "num_queries": 5,
-        "num_attention_heads": 2,
-    }
-    model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, **sizes, **small))
-    model.save_pretrained(folder)
-    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
-    described = {"image_processor_type": "Mask2FormerImageProcessor", **statistics}
-    (folder / "preprocessor_config.json").write_text(json.dumps(described))
-    return model
-
-
-def test_maft_becomes_a_clip_with_its_non_object_row_beside_it(tmp_path, tokenizer_folder):
-    state = maft_state()
-    convert(written(tmp_path / "MAFT_Vitb.pt", {"model": state}), tmp_path / "clip", tokenizer=tokenizer_folder)
-    clip = MaftPlusCLIPModel.from_pretrained(tmp_path / "clip")
-    assert clip.config.position_align_corners
-    torch.testing.assert_close(clip.logit_scale.exp(), torch.tensor(100.0))
-    torch.testing.assert_close(clip.visual_projection.weight, state["IPCLIP.proj"].T)
-    row = load_file(tmp_path / "clip" / "non_object_embedding.safetensors")["non_object_embedding"]
-    torch.testing.assert_close(row, state["clip_adapter.non_object_embedding"])
-
-
-def test_mafts_own_proposer_is_dropped_with_advice(tmp_path):
-    checkpoint = written(tmp_path / "MAFT_Vitb.pt", {"model": maft_state()})
-    code, output = run_cli("inspect", checkpoint)
-    assert code == 0, output
-    assert "MAFT's own proposal network: give a transformers proposer instead" in output
-
-
-def test_maft_with_a_proposer_becomes_the_full_model(tmp_path, tokenizer_folder):
-    proposer, state = tiny_proposer(tmp_path / "proposer"), maft_state()
-    checkpoint = written(tmp_path / "MAFT_Vitb.pt", {"model": state})
-    convert(checkpoint, tmp_path / "model", tokenizer=tokenizer_folder, proposer=tmp_path / "proposer")
-    model, loading = MaftPlusForUniversalSegmentation.from_pretrained(tmp_path / "model", output_loading_info=True)
-    assert not loading["missing_keys"] | loading["unexpected_keys"]
-    torch.testing.assert_close(model.model.proposer.state_dict(), proposer.state_dict())
-    assert (model.config.proposer_image_mean, model.config.proposer_image_std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
-    torch.testing.assert_close(model.model.void_embedding.weight, state["clip_adapter.non_object_embedding"])
-    text = {"text_embeds": torch.eye(3, 32), "text_class_ids": torch.arange(3)}
-    with torch.no_grad():
-        outputs = model.eval()(torch.rand(1, 3, 64, 96), **text)
-    assert outputs.class_queries_logits.shape == (1, 5, 4)
-    assert outputs.class_queries_logits.isfinite().all()
 
 
 # Tokenizer

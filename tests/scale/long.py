@@ -207,12 +207,17 @@ def prove_kills(source: Path, truth: dict, folder: Path, runs: int, log: Path) -
     return say("kills", done == runs and not lost, f"{done} disturbed runs that count, {lost} of them differ")
 
 
+def pages(folder: Path, pattern: str) -> int:
+    """Blocks of 4 KiB that files take."""
+    return sum(-(-path.stat().st_size // 4096) for path in folder.glob(pattern) if path.is_file())
+
+
 def prove_disk(source: Path, truth: dict, folder: Path, log: Path) -> int:
-    """A file system of a few files' size, then a larger one."""
+    """A file system that holds half of the results, then a larger one."""
     out = folder / "disk"
     out.mkdir()
-    files = list((folder / "rows").glob("*.parquet"))
-    size = 64 + 8 * len(files) + sum(path.stat().st_size for path in files) // 2048  # half of it, beside the job
+    results, rest = pages(folder / "rows", "*.parquet"), pages(folder / "rows" / "_job", "**/*.*")
+    size = 4 * (rest + results // 2)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(out)]
     if subprocess.run(mount, capture_output=True).returncode:
         print("skipped disk: no file system can be mounted here", flush=True)
