@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
+MINUTES ?= 5
 
 PHOTOGRAPHS ?=
 
-.PHONY: demo test test-scale test-lower-bound test-common lint clean figures
+.PHONY: demo test test-scale test-lower-bound test-common fuzz chaos lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -30,6 +31,14 @@ test-lower-bound:
 test-common: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet parameterized
 	OMP_NUM_THREADS=1 $(BIN)/python tests/common/run.py
+
+# Hostile pictures, words, checkpoints and files, and results against a plain post-processing, for MINUTES.
+fuzz: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
+
+# Kills, full disks and hostile servers, each a function with a name (two to five minutes).
+chaos: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/disasters.py
 
 # Every figure of models/shapes that README, its card and docs quote, measured again (three minutes).
 figures: $(VENV)/.installed

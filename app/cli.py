@@ -13,6 +13,8 @@ import maftplus
 from maftplus.app.commands.batch import batch
 from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
+from maftplus.app.commands.endpoint import endpoint
+from maftplus.app.commands.export import export
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.prepare import prepare
@@ -22,7 +24,7 @@ from maftplus.app.commands.verify import verify
 from maftplus.app.commands.words import words
 
 # In the order of the help.
-COMMANDS = (segment, batch, report, words, get, check, convert, inspect, prepare, verify)
+COMMANDS = (segment, batch, report, words, get, check, convert, inspect, prepare, verify, export, endpoint)
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

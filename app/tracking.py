@@ -23,7 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from transformers.utils import ModelOutput
 
 from maftplus.pictures.segments import Segment
-from maftplus.pipeline_maftplus import MARGIN_AMONG_DISTRACTORS, check_thresholds, find_segments
+from maftplus.pipeline_maftplus import check_thresholds, find_segments
 from maftplus.reading_maftplus import read_picture
 from maftplus.words_maftplus import parse_distractors, split_distractors
 
@@ -176,9 +176,7 @@ class Detector:
         distractors = parse_distractors(distractor_labels, self.processor.do_split_synonyms)
         competing = [*self.classes, *split_distractors(self.classes, distractors)[0]]
         self.distractor_ids = range(len(self.classes), len(competing))
-        if self.distractor_ids:
-            thresholds = {"min_margin": MARGIN_AMONG_DISTRACTORS, **thresholds}
-        self.subtask, self.thresholds = subtask, {} if subtask == "semantic" else thresholds
+        self.subtask, self.thresholds = subtask, thresholds
         self.stuff_classes = torch.zeros(1, len(competing), dtype=torch.bool)
         self.stuff_classes[0, self.stuff_ids] = True
         self.vocabulary = {}  # of the model itself

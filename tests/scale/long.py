@@ -32,7 +32,7 @@ MODEL = Path(__file__).parents[2] / "models" / "shapes"
 SIZE = 128
 COMMAND = [sys.executable, "-m", "maftplus.app.cli", "batch"]
 OPTIONS = ["--model", str(MODEL), "--device", "cpu", "--workers", "2", "--threads", "1"]
-OPTIONS += ["--batch-size", "4", "--profile"]
+OPTIONS += ["--batch-size", "4", "--profile", "--dtype", "float32"]
 
 
 def say(name: str, is_ok: bool, text: str) -> int:
@@ -166,7 +166,7 @@ def disturb(source: Path, out: Path, kill_driver: bool, when: int, total: int, l
 # --- Parts ---
 
 
-def prove_rows(source: Path, out: Path, log: Path, dtype: str = "auto") -> int:
+def prove_rows(source: Path, out: Path, log: Path, dtype: str = "float32") -> int:
     code, rows = run(source, out, log=log), rows_of(out)
     files = {str(path.relative_to(source)) for path in source.rglob("*") if not path.is_dir()}
     errors = [row["error"] for row in rows.values() if row["error"] is not None]
@@ -276,7 +276,7 @@ def prove_speed(count: int, folder: Path, log: Path) -> int:
     for index, scene in enumerate(scenes("test", count, seed=6)):
         Image.fromarray(scene.image).resize((SIZE, SIZE)).save(source / f"{index:05d}.png")
     torch.set_num_threads(2)
-    pipe = load_pipeline(str(MODEL), "cpu")
+    pipe = load_pipeline(str(MODEL), "cpu", "float32")
     paths = [str(path) for path in sorted(source.iterdir())]
     rates = {size: pipeline_rate(pipe, paths[: max(64, count // 16)], size) for size in (1, 4, 8, 16, 32)}
     size = max(rates, key=rates.get)

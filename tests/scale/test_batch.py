@@ -68,7 +68,19 @@ def make_task(model, source, tmp_path):
 
 def ask(model, source, out, **changes) -> Batch:
     asked = {"source": str(source), "out": str(out), "model": str(model), "words": WORDS, "options": OPTIONS}
-    return Batch(**{**asked, "device": "cpu", "shard_size": 3, "batch_size": 2, "workers": 2, "threads": 1, **changes})
+    asked |= {"device": "cpu", "dtype": "float32", "shard_size": 3, "batch_size": 2, "workers": 2, "threads": 1}
+    return Batch(
+        **{
+            **asked,
+            "device": "cpu",
+            "dtype": "float32",
+            "shard_size": 3,
+            "batch_size": 2,
+            "workers": 2,
+            "threads": 1,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +109,7 @@ def test_every_key_stands_once_and_broken_pictures_say_why(out):
 
 
 def test_results_are_the_pipelines(out, model, source):
-    results, pipe = read_results(str(out)), load_pipeline(str(model), "cpu")
+    results, pipe = read_results(str(out)), load_pipeline(str(model), "cpu", "float32")
     num_segments = 0
     for row in results:
         if row["error"] is not None:
@@ -214,7 +226,7 @@ def test_a_worker_of_a_killed_run_that_ends_a_shard_too_does_no_harm(make_task):
 
 def test_a_model_is_told_apart_by_weights_and_settings(model):
     def identity(change=lambda pipe: None):
-        pipe = load_pipeline(str(model), "cpu")
+        pipe = load_pipeline(str(model), "cpu", "float32")
         change(pipe)
         return model_identity(pipe, "name")
 
@@ -319,8 +331,20 @@ def test_a_source_without_pictures_is_refused(tmp_path):
 
 def test_the_commands_go_on_with_a_job_and_report_it(out, model, source, tmp_path):
     words = [part for label in LABELS for part in ("--labels", label)] + ["--stuff", "grass", "--distractors", "sky"]
-    where = [str(source), str(out), "--model", str(model), "--device", "cpu", "--shard-size", "3"]
-    done = CliRunner().invoke(app, ["batch", *where, *words, "--threshold", "0", "--resume", "--profile"])
+    where = [
+        str(source),
+        str(out),
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--shard-size",
+        "3",
+    ]
+    how = ["--dtype", "float32", "--threshold", "0"]
+    done = CliRunner().invoke(app, ["batch", *where, *words, *how, "--resume", "--profile"])
     assert done.exit_code == 0, done.output
     assert "0 of 4 shards done in this call" in done.output
     assert "processor milliseconds a picture" in done.output
