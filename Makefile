@@ -5,7 +5,9 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 MINUTES ?= 5
 
-.PHONY: demo test test-lower-bound test-common fuzz chaos lint clean figures
+PHOTOGRAPHS ?=
+
+.PHONY: demo test test-scale test-lower-bound test-common fuzz chaos lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -15,6 +17,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m ruff format --check .
 	-$(BIN)/python tests/text_tools.py fetch  # CLIP's whole vocabulary; without it the tests use an excerpt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+
+# The batch job through kills, a full disk and a broken shard, and its speed (half an hour of two cores). With
+# PHOTOGRAPHS=FOLDER some of the pictures are photographs.
+test-scale: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/scale/long.py $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 
 # The oldest transformers that the package admits, in an environment of its own.
 test-lower-bound:

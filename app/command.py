@@ -27,6 +27,8 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "openvino": "openvino",
+    "pyarrow": "scale",
+    "ray": "scale",
     "yaml": "train",
 }
 
