@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
+MINUTES ?= 5
 
-.PHONY: demo test test-lower-bound test-common test-page lint clean figures
+PHOTOGRAPHS ?=
+
+.PHONY: demo test test-scale test-lower-bound test-common test-page fuzz chaos lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -14,6 +17,11 @@ test: $(VENV)/.installed
 	$(BIN)/python -m ruff format --check .
 	-$(BIN)/python tests/text_tools.py fetch  # CLIP's whole vocabulary; without it the tests use an excerpt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
+
+# The batch job through kills, a full disk and a broken shard, and its speed (half an hour of two cores). With
+# PHOTOGRAPHS=FOLDER some of the pictures are photographs.
+test-scale: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/scale/long.py $(if $(PHOTOGRAPHS),--photographs $(PHOTOGRAPHS))
 
 # The oldest transformers that the package admits, in an environment of its own.
 test-lower-bound:
@@ -28,6 +36,14 @@ test-page: $(VENV)/.installed
 test-common: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet parameterized
 	OMP_NUM_THREADS=1 $(BIN)/python tests/common/run.py
+
+# Hostile pictures, words, checkpoints and files, and results against a plain post-processing, for MINUTES.
+fuzz: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzzing.py --minutes $(MINUTES)
+
+# Kills, full disks and hostile servers, each a function with a name (two to five minutes).
+chaos: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/disasters.py
 
 # Every figure of models/shapes that README, its card and docs quote, measured again (three minutes).
 figures: $(VENV)/.installed

@@ -85,6 +85,7 @@ def register_auto_classes() -> None:
         modeling_maftplus,
         processing_maftplus,
     )
+    from .deploy import exported
 
     clip_config, config = configuration_maftplus.MaftPlusCLIPConfig, configuration_maftplus.MaftPlusConfig
     segmentation = modeling_maftplus.MaftPlusForUniversalSegmentation
@@ -100,6 +101,11 @@ def register_auto_classes() -> None:
     AutoModelForImageSegmentation.register(config, segmentation, exist_ok=True)
     AutoImageProcessor.register(config, image_processor_classes=image_processors, exist_ok=True)
     AutoProcessor.register(config, processing_maftplus.MaftPlusProcessor, exist_ok=True)
+    AutoConfig.register("maftplus_exported", exported.MaftPlusExportedConfig, exist_ok=True)
+    AutoModelForUniversalSegmentation.register(
+        exported.MaftPlusExportedConfig, exported.MaftPlusExportedForUniversalSegmentation, exist_ok=True
+    )
+    AutoProcessor.register(exported.MaftPlusExportedConfig, processing_maftplus.MaftPlusProcessor, exist_ok=True)
 
 
 def _is_command() -> bool:

@@ -25,6 +25,8 @@ class MaftPlusLinear(nn.Linear):
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or tokens.numel() == 0:
             return super().forward(tokens)
+        if type(self.weight) is not nn.Parameter or torch.compiler.is_exporting():  # a quantised weight is no kernel
+            return super().forward(tokens)
         columns = tokens.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # (1, in, 1, tokens), channels last
         outputs = F.conv2d(columns, self.weight[:, :, None, None], self.bias)
         return outputs.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], self.out_features)
@@ -84,11 +86,12 @@ def pool_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
     Mean of `features` (B, C, h, w) inside every mask, where `mask_logits` (B, Q, h, w) > 0 -> (B, Q, C).
 
     An empty mask gives zeros. No gradient reaches `mask_logits`. Pixels are weighed before they are summed: a sum over
-    a large map would leave float16.
+    a large map would leave float16. The released code adds 1e-8 to the area; dividing by at least one pixel gives the
+    same numbers, and no optimiser of an exported graph takes it for zero.
     """
     inside = (mask_logits > 0).flatten(2)
     area = inside.sum(-1, keepdim=True, dtype=torch.float32)
-    weights = (inside / (area + 1e-8)).to(features.dtype)
+    weights = (inside / area.clamp(min=1)).to(features.dtype)
     return weights @ to_tokens(features)
 
 

@@ -249,7 +249,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
         """`classify` with words that have been gathered."""
         classes = {"text_class_ids": vocabulary.text_class_ids, "num_classes": vocabulary.num_classes}
         text_embeds = self._append_void(vocabulary.text_embeds)  # (P+1, D)
-        picture = self._propose_for_words(picture, text_embeds)
+        picture = self.propose_for_words(picture, text_embeds)
         refined = self._refine(text_embeds, picture)  # (B, P+1, D)
         out_vocab_logits = classification_logits(picture.mask_embeds, refined, self.clip.logit_scale, **classes)
         in_vocab_logits, *auxiliary = [
@@ -321,7 +321,7 @@ class MaftPlusModel(MaftPlusPreTrainedModel):
             auxiliary_class_embeds=output.auxiliary_class_embeds,
         )
 
-    def _propose_for_words(self, picture: MaftPlusPicture, text_embeds: Tensor) -> MaftPlusPicture:
+    def propose_for_words(self, picture: MaftPlusPicture, text_embeds: Tensor) -> MaftPlusPicture:
         """The picture with masks: those of MAFT's own proposer depend on the words, any others are there already."""
         rest = picture.unproposed
         if rest is None:

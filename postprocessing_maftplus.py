@@ -99,8 +99,9 @@ def _candidates(item: Prediction, weights: Tensor) -> Tensor:
     """
     The classes that can be best somewhere in a block of the mask grid: (K, blocks down, blocks across), on the CPU.
 
-    A mask probability lies between those of the grid's least and largest logit around it, and so does a class score,
-    being a sum of them with weights (K, Q) that are not negative. A class whose upper bound is below the best lower
+    A mask probability lies between those of the grid's least and largest logit around it, which bounds a class score,
+    a sum of them with weights (K, Q). Only differences between classes decide, so what all have in common, the mean
+    weights, is left out: near-uniform scores have bounds apart, too. A class whose upper bound is below the best lower
     bound cannot win, nor can it after linear resizing, since one class beats it everywhere in the block. Block i is
     for pixels that read the grid's points L to L + 2 (at most) with L + 1 in [i * BLOCK, (i + 1) * BLOCK).
     """
@@ -109,10 +110,17 @@ def _candidates(item: Prediction, weights: Tensor) -> Tensor:
         return torch.ones(len(weights), *shape, dtype=torch.bool)
     padded = F.pad(item.masks[None], [1, BLOCK + 1] * 2, mode="replicate")[0]
     largest, least = (_pool(padded, shape, choose).sigmoid().flatten(1) for choose in (torch.maximum, torch.minimum))
-    pieces = weights.split(max(1, TILE_NUMBERS // least.shape[1]))
-    best = reduce(torch.maximum, ((piece @ least).amax(0) for piece in pieces))
-    can_win = [(piece @ largest * (1 + ROUNDING) >= best).cpu() for piece in pieces]
+    differences = weights - weights.mean(0)
+    above, below = differences.clamp(min=0), differences.clamp(max=0)
+    reach = above + ROUNDING * weights  # scores are rounded in proportion to themselves
+    pieces = _slices(len(weights), max(1, TILE_NUMBERS // least.shape[1]))
+    best = reduce(torch.maximum, ((above[i] @ least + below[i] @ largest).amax(0) for i in pieces))
+    can_win = [(reach[i] @ largest + below[i] @ least >= best).cpu() for i in pieces]
     return torch.cat(can_win).view(-1, *shape)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _pool(padded: Tensor, shape: list[int], choose) -> Tensor:

@@ -27,6 +27,7 @@ from transformers.image_utils import ChannelDimension
 URL_TIMEOUT = 60.0  # seconds for all of it: looking up the host, redirects, headers, the last byte
 URL_MAX_BYTES = 256 << 20
 CHUNK_BYTES = 1 << 16
+RUN_BY_OTHERS = ("EPS",)  # programs, which PIL hands to Ghostscript
 URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # what stays as it is; spaces and letters beyond ASCII are escaped
 
 
@@ -96,8 +97,7 @@ def read_label_map(item: Any) -> np.ndarray:
     name = "an array"
     if isinstance(item, (str, os.PathLike)):
         name = shown_name(os.fspath(item))
-        with _open(os.fspath(item)) as opened:
-            item = _decode(opened, name, Image.Image.copy)
+        item = decode_picture(item)
     elif isinstance(item, Image.Image):
         name = shown_name(getattr(item, "filename", "") or "a PIL picture")
         item = _decode(item, name, Image.Image.copy)
@@ -107,6 +107,18 @@ def read_label_map(item: Any) -> np.ndarray:
             f"`segmentation_maps` must be (height, width) of integers; {name} is {array.shape} of {array.dtype}."
         )
     return array.astype(np.int64)
+
+
+def decode_picture(source: str | os.PathLike) -> Image.Image:
+    """
+    A file, URL or `data:` string as its decoder leaves it: in its own mode, not turned.
+
+    Raises:
+        ValueError: if it cannot be read; the message names it.
+    """
+    source = os.fspath(source)
+    with _open(source) as opened:
+        return _decode(opened, shown_name(source), Image.Image.copy)
 
 
 def is_url(source: str) -> bool:
@@ -130,7 +142,10 @@ def _open(source: str, timeout: float | None = None, max_bytes: int | None = Non
         source = BytesIO(fetch_bytes(source, timeout, max_bytes))
     elif not os.path.isfile(source):
         source = BytesIO(_embedded_bytes(source, name))
-    return _guarded(lambda: Image.open(source), name)
+    opened = _guarded(lambda: Image.open(source), name)
+    if opened.format in RUN_BY_OTHERS:
+        raise ValueError(f"`images`: {name!r} is {opened.format}, which another program would run; save it as PNG.")
+    return opened
 
 
 def _embedded_bytes(source: str, name: str) -> bytes:
@@ -339,6 +354,7 @@ def _channel_layout(shape: tuple[int, ...]) -> ChannelDimension:
 __all__ = [
     "Picture",
     "as_picture",
+    "decode_picture",
     "fetch_bytes",
     "is_url",
     "read_label_map",

@@ -256,7 +256,10 @@ def _per_level(numbers: Sequence[int], points: int, like: Tensor) -> Tensor:
 
 def _weighted_row_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Rows of `table` (N, E) picked by `index` (bags, k), summed with `weight` (bags, k) -> (bags, E)."""
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
+    weight = weight.to(table.dtype)
+    if torch.compiler.is_exporting():  # exporters make a loop over the bags of `embedding_bag`
+        return (weight[:, None] @ F.embedding(index, table)).squeeze(1)
+    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
 
 
 class MaftPlusMaskDecoder(nn.Module):

@@ -10,17 +10,22 @@ from typing import Annotated
 import typer
 
 import maftplus
+from maftplus.app.commands.batch import batch
 from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
+from maftplus.app.commands.endpoint import endpoint
+from maftplus.app.commands.export import export
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.page import page
 from maftplus.app.commands.prepare import prepare
+from maftplus.app.commands.report import report
 from maftplus.app.commands.segment import segment
 from maftplus.app.commands.verify import verify
 from maftplus.app.commands.words import words
 
-COMMANDS = (segment, page, words, get, check, convert, inspect, prepare, verify)  # in the order of the help
+# In the order of the help.
+COMMANDS = (segment, page, batch, report, words, get, check, convert, inspect, prepare, verify, export, endpoint)
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

@@ -23,6 +23,13 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "gdown": "get",
     "gradio": "page",
     "matplotlib": "train",
+    "nncf": "openvino",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
+    "pyarrow": "scale",
+    "ray": "scale",
     "yaml": "train",
 }
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from PIL import Image
-
 from maftplus.app.video import is_video, is_video_result, video_result_paths
+from maftplus.pictures.files import list_pictures
 from maftplus.pictures.results import check_replaceable, confidence_path, heatmap_paths, is_result, result_paths
 from maftplus.reading_maftplus import is_url
 
@@ -70,22 +69,14 @@ def name_pictures(given: str, out: Path) -> list[tuple[str, Path]]:
         return [(given, Path(Path(urlsplit(given).path).stem or "picture"))]
     if not Path(given).is_dir():
         return [(given, Path(Path(given).stem))]
-    paths = list_pictures(Path(given), out)
+    paths = pictures_of(Path(given), out)
     if not paths:
         raise ValueError(f"{given}: this folder holds no picture that can be read.")
     return [(str(path), path.relative_to(given).with_suffix("")) for path in paths]
 
 
-def list_pictures(folder: Path, out: Path) -> list[Path]:
-    """
-    Files below `folder` with the ending of a picture, sorted.
-
-    Left out: what is hidden or lies in a hidden folder, results of earlier runs, and all of `out` if it lies inside.
-    """
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
-    shown = (path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
-    results = out.resolve()
-    if folder.resolve() in results.parents:
-        shown = (path for path in shown if results not in path.resolve().parents)
-    return sorted(path for path in shown if not is_result(path))
+def pictures_of(folder: Path, out: Path) -> list[Path]:
+    """`list_pictures` without results of earlier runs, and without all of `out` if it lies inside."""
+    results, is_inside = out.resolve(), folder.resolve() in out.resolve().parents
+    paths = (path for path in list_pictures(folder) if not (is_inside and results in path.resolve().parents))
+    return [path for path in paths if not is_result(path)]

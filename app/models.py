@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForUniversalSegmentation
+from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
 from maftplus.conversion.registry import find_model
+from maftplus.deploy.precision import AUTO, choose_dtype
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
 
-MODEL_TYPE = "maftplus"  # of config.json
+MODEL_TYPES = ("maftplus", "maftplus_exported")  # of config.json
 
 
 def resolve_model(model: str | None) -> str:
@@ -34,9 +35,9 @@ def resolve_model(model: str | None) -> str:
     return find_model(model)
 
 
-def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") -> MaftPlusSegmentationPipeline:
+def load_pipeline(model: str, device: str | None = None, dtype: str = AUTO) -> MaftPlusSegmentationPipeline:
     """
-    The pipeline on a model, with the network in `dtype` ("auto": as it was saved).
+    The pipeline on a model, or on an exported one, with the network in `dtype` ("auto": see `network_dtype`).
 
     Raises:
         ValueError: if it is none, saying what it lacks, or if the device is none.
@@ -45,7 +46,7 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = "auto") ->
     check_model_folder(model)
     check_device(device)
     logging.disable_progress_bar()
-    network, processor = load_model(model, dtype), load_processor(model)
+    network, processor = load_model(model, dtype, device), load_processor(model)
     try:
         return MaftPlusSegmentationPipeline(
             model=network, processor=processor, task="image-segmentation", device=device
@@ -63,7 +64,7 @@ def load_processor(model: str) -> MaftPlusProcessor:
         raise ValueError(f"{model}: the processor or its tokenizer cannot be read ({reason}).") from error
 
 
-def load_model(model: str, dtype: str = "auto") -> MaftPlusForUniversalSegmentation:
+def load_model(model: str, dtype: str = AUTO, device: str | None = None) -> MaftPlusForUniversalSegmentation:
     """The network with all of its weights. Raises ValueError if some are missing or cannot be read."""
     try:
         config = AutoConfig.from_pretrained(model)
@@ -73,7 +74,7 @@ def load_model(model: str, dtype: str = "auto") -> MaftPlusForUniversalSegmentat
     check_model_type(model, config.model_type)
     try:
         network, info = AutoModelForUniversalSegmentation.from_pretrained(
-            model, config=config, dtype=dtype, output_loading_info=True
+            model, config=config, dtype=network_dtype(config, dtype, device), output_loading_info=True
         )
     except SafetensorError as error:
         raise ValueError(f"{model}: the weights cannot be read, the file may be cut off ({error}).") from error
@@ -81,6 +82,20 @@ def load_model(model: str, dtype: str = "auto") -> MaftPlusForUniversalSegmentat
     if missing:
         raise ValueError(f"{model}: {len(missing)} weights are missing, such as {missing[0]}.")
     return network
+
+
+def network_dtype(config: PreTrainedConfig, dtype: str = AUTO, device: str | None = None) -> torch.dtype:
+    """As `choose_dtype`; "auto" for a graph of ONNX Runtime, which computes in float32 or int8, is float32."""
+    is_onnx = getattr(config, "runtime", None) == "onnx"
+    return torch.float32 if is_onnx and dtype == AUTO else choose_dtype(device, dtype)
+
+
+def describe_network(pipe: MaftPlusSegmentationPipeline) -> str:
+    """What computes, where, and how precisely, for people: "torch on cpu, bfloat16"."""
+    network = pipe.model
+    if hasattr(network, "runtime"):
+        return network.runtime
+    return f"torch on {network.device}, {str(network.dtype).removeprefix('torch.')}"
 
 
 def check_model_folder(model: str) -> None:
@@ -112,8 +127,9 @@ def read_model_type(path: Path) -> Any:
 
 
 def check_model_type(model: str, model_type: Any) -> None:
-    if model_type != MODEL_TYPE:
-        raise ValueError(f"{model}: no segmentation model; `model_type` must be {MODEL_TYPE!r}, it is {model_type!r}.")
+    if model_type not in MODEL_TYPES:
+        known = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{model}: no segmentation model; `model_type` must be {known}, it is {model_type!r}.")
 
 
 def check_device(device: str | None) -> None:

@@ -95,7 +95,7 @@ Model = Annotated[
     _network(help='Model folder, or its name: one of `maftplus get`, of the Hub, or "shapes" (the synthetic world).'),
 ]
 Device = Annotated[str | None, _network(help='"cpu", "cuda", ... Default: the fastest there is.')]
-Dtype = Annotated[Precision, _network(help="Precision of the network. auto: as it was saved.")]
+Dtype = Annotated[Precision, _network(help="Precision of the network. auto: bfloat16 where the machine computes it.")]
 Every = Annotated[int, _clips(min=1, help="Take every so-manieth frame.")]
 Start = Annotated[float, _clips(min=0, help="Begin after so many seconds.")]
 End = Annotated[float | None, _clips(min=0, help="End before this second.")]

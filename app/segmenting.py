@@ -85,7 +85,9 @@ class Segmenter:
     def _read(self, job: Job) -> Image.Image | None:
         try:
             return read_picture(job.path, timeout=URL_TIMEOUT)
-        except Exception as error:  # decoders raise whatever they like, MemoryError for a damaged header included
+        except MemoryError:  # ours: a decoder's, over a damaged header, is a ValueError by now
+            raise
+        except Exception as error:
             _tell(job, error)
             return None
 

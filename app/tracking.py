@@ -23,7 +23,7 @@ from scipy.optimize import linear_sum_assignment
 from transformers.utils import ModelOutput
 
 from maftplus.pictures.segments import Segment
-from maftplus.pipeline_maftplus import MARGIN_AMONG_DISTRACTORS, check_thresholds, find_segments
+from maftplus.pipeline_maftplus import check_thresholds, find_segments
 from maftplus.reading_maftplus import read_picture
 from maftplus.words_maftplus import parse_distractors, split_distractors
 
@@ -176,9 +176,7 @@ class Detector:
         distractors = parse_distractors(distractor_labels, self.processor.do_split_synonyms)
         competing = [*self.classes, *split_distractors(self.classes, distractors)[0]]
         self.distractor_ids = range(len(self.classes), len(competing))
-        if self.distractor_ids:
-            thresholds = {"min_margin": MARGIN_AMONG_DISTRACTORS, **thresholds}
-        self.subtask, self.thresholds = subtask, {} if subtask == "semantic" else thresholds
+        self.subtask, self.thresholds = subtask, thresholds
         self.stuff_classes = torch.zeros(1, len(competing), dtype=torch.bool)
         self.stuff_classes[0, self.stuff_ids] = True
         self.vocabulary = {}  # of the model itself
@@ -190,7 +188,7 @@ class Detector:
         """The detections of every picture of a batch."""
         inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device, self.model.dtype)
         outputs = self.model(**inputs, **self.vocabulary)
-        kept = {name: outputs[name].cpu() for name in KEPT_OUTPUTS}
+        kept = {name: _in_float32(outputs[name]) for name in KEPT_OUTPUTS}
         for index, picture in enumerate(pictures):
             one = {name: values[index : index + 1] for name, values in kept.items()}
             yield self._detections(ModelOutput(one), (picture.height, picture.width))
@@ -287,6 +285,11 @@ def _track(frames: Iterable[Any], detector: Detector, tracker: Tracker, batch_si
             count += 1
         for detections in detector.detect(batch):
             yield tracker.update(detections)
+
+
+def _in_float32(values: torch.Tensor) -> torch.Tensor:
+    """On the CPU, half precision widened: numpy knows no bfloat16."""
+    return values.cpu().float() if values.is_floating_point() else values.cpu()
 
 
 def mask_iou(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,34 +1,47 @@
 """What a picture costs beyond the bare trunk, and against the same network out of transformers' Mask2Former modules.
 
     python benchmarks/inference.py --size base --classes 847 [--threads 2] [--device cuda --dtype bfloat16] [--compile]
+    python benchmarks/inference.py --runtime openvino --dtype bfloat16 --without-yardstick --against_recorded
     OMP_WAIT_POLICY=passive python benchmarks/inference.py --clock processor      (on a machine that others use too)
 
-Random weights, 640 x 640, batch 1, class embeddings cached, semantic post-processing to 640 x 640 included. Every
-round runs the bare `ConvNextModel`, our model and the yardstick one after the other, and ratios are taken within a
-round, so that a change of the machine's speed cancels; `--clock processor` counts processor seconds over all threads.
-Peak memory is that of a process of its own for either network, from the built model on. The last line is our total
-time over the trunk's against its limit; the exit code is 1 when it (or the memory) is over.
+`runtimes.py` beside this compares all runtimes in one run. Random weights, 640 x 640, batch 1, class embeddings
+cached, semantic post-processing to 640 x 640 included. Every round runs the bare `ConvNextModel`, our model and the
+yardstick one after the other, and ratios are taken within a round, so that a change of the machine's speed cancels;
+`--clock processor` counts processor seconds over all threads. Peak memory is that of a process of its own for either
+network, from the built model on. The arithmetic limit is the network's floating-point operations over what this
+machine does a second, in this precision, in a convolution and in a matrix product of the trunk's shapes.
+`--against_recorded` adds the time that the original code took over this trunk on a machine where both ran. Threads
+are those of OMP_NUM_THREADS, if it is set. The last line is our total time over the trunk's against its limit; the
+exit code is 1 when it (or the memory) is over.
 """
 
 import argparse
 import copy
 import ctypes
 import gc
+import os
+import platform
 import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ConvNextModel
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from maftplus.configuration_maftplus import MaftPlusConfig
+from maftplus.deploy.exported import stand_in
+from maftplus.deploy.graph import write_onnx
+from maftplus.deploy.sessions import open_session
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.layers_maftplus import pool_masks
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
@@ -42,6 +55,9 @@ SYNONYMS = {150: 403, 847: 1342}  # of ADE20K's two vocabularies
 RATIO_LIMITS = {("base", 150): 1.9, ("base", 847): 2.0, ("large", 150): 1.45, ("large", 847): 1.55}
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 CLEAR_REFS = Path("/proc/self/clear_refs")
+RECORDED = {("base", 150): 3.2, ("base", 847): 4.1}  # the original's total over its trunk
+ARITHMETIC_LIMIT = 1.35  # our total over the arithmetic limit, float32
+BUSY = 0.5  # processes that others keep running
 MEMORY_LIMITS = {("base", 847): 2.0}  # GB, of 10^9 bytes
 LARGE = {
     "text_config": {
@@ -92,12 +108,16 @@ def main() -> int:
     if arguments.memory_of:
         print(peak_memory(arguments, model))
         return 0
+    print(machine())
+    warn_if_busy()
     inputs = build_inputs(arguments, model)
     runs = build_runs(arguments, model, inputs)
     with torch.inference_mode():
         rounds = [{name: timed(run, arguments) for name, run in runs.items()} for _ in range(arguments.rounds + 1)]
-        stages = [] if arguments.compile else measure_stages(arguments, model, runs["ours"])
-    return report(arguments, rounds[1:], stages)  # the first round warms up
+        is_eager = arguments.runtime == "torch" and not arguments.compile
+        stages = measure_stages(arguments, model, runs["ours"]) if is_eager else []
+        limit = arithmetic_limit(arguments, model, inputs)
+    return report(arguments, rounds[1:], stages, limit)  # the first round warms up
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -108,7 +128,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=640, help="height and width of the input and of the result")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)))
+    parser.add_argument(
+        "--runtime", default="torch", choices=("torch", "onnx", "openvino"), help="what runs our model"
+    )
+    parser.add_argument("--against_recorded", action="store_true", help="compare with the original's recorded ratio")
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="what is counted as time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile our model and the trunk")
@@ -121,7 +145,7 @@ def build_model(arguments: argparse.Namespace) -> MaftPlusForUniversalSegmentati
     """Random weights; `clip_config=None` is the base model."""
     torch.manual_seed(0)
     model = MaftPlusForUniversalSegmentation(MaftPlusConfig(clip_config=LARGE if arguments.size == "large" else None))
-    return model.to(arguments.device, getattr(torch, arguments.dtype)).eval()
+    return model.to(arguments.device, getattr(torch, arguments.dtype)).eval().requires_grad_(False)
 
 
 def build_yardstick(model: MaftPlusForUniversalSegmentation) -> MaftPlusForUniversalSegmentation:
@@ -156,7 +180,8 @@ def build_inputs(arguments: argparse.Namespace, model: MaftPlusForUniversalSegme
 def build_runs(arguments: argparse.Namespace, model, inputs: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
     """What a round times, by name; the two networks from the picture to the map of classes."""
     trunk = build_trunk(model)
-    forward, bare = (torch.compile(model), torch.compile(trunk)) if arguments.compile else (model, trunk)
+    network = model if arguments.runtime == "torch" else build_exported(arguments, model)
+    forward, bare = (torch.compile(network), torch.compile(trunk)) if arguments.compile else (network, trunk)
     target = [(arguments.pixels, arguments.pixels)]
     ours = MaftPlusImageProcessorPil()
     runs = {
@@ -168,6 +193,17 @@ def build_runs(arguments: argparse.Namespace, model, inputs: dict[str, Tensor]) 
         check_equal(model, yardstick, inputs)
         runs["yardstick"] = lambda: theirs.post_process_semantic_segmentation(yardstick(**inputs), target_sizes=target)
     return runs
+
+
+def build_exported(arguments: argparse.Namespace, model: MaftPlusForUniversalSegmentation):
+    """The same weights as a graph; OpenVINO computes in `--dtype`, ONNX Runtime in float32."""
+    original = copy.deepcopy(model).float()
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        path = Path(folder) / "graph.onnx"
+        write_onnx(original, path)
+        exported = stand_in(original, runtime=arguments.runtime).eval().to(model.dtype)
+        exported.model.session = open_session(arguments.runtime, path, model.dtype)
+    return exported
 
 
 @torch.inference_mode()
@@ -258,13 +294,56 @@ def read_peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def arithmetic_limit(arguments: argparse.Namespace, model, inputs: dict[str, Tensor]) -> float:
+    """Seconds that the network's multiplications take at this machine's best rates, nothing else counted."""
+    with FlopCounterMode(display=False) as counter:
+        model.encode_picture(inputs["pixel_values"])
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(count for kind, count in counts.items() if "conv" in str(kind))
+    products = sum(counts.values()) - convolutions
+    rates = [rate / 1e9 for rate in measure_rates(arguments, model)]
+    print(
+        f"arithmetic       {convolutions / 1e9:.0f} GFLOP in convolutions at {rates[0]:.0f} GFLOP/s, "
+        f"{products / 1e9:.0f} in matrix products at {rates[1]:.0f}"
+    )
+    return convolutions / rates[0] / 1e9 + products / rates[1] / 1e9
+
+
+def measure_rates(arguments: argparse.Namespace, model) -> list[float]:
+    """Operations a second, best of ten, of a 1 x 1 convolution and of a matrix product of the trunk's third stage."""
+    width, tokens = model.config.clip_config.vision_config.hidden_sizes[2], (arguments.pixels // 16) ** 2
+    like = {"device": model.device, "dtype": model.dtype}
+    rows, weight = torch.randn(tokens, width, **like), torch.randn(4 * width, width, **like)
+    columns, kernel = rows.T[None, :, None].contiguous(memory_format=torch.channels_last), weight[..., None, None]
+    calls = (lambda: functional.conv2d(columns, kernel), lambda: rows @ weight.T)
+    operations = 2 * tokens * width * 4 * width
+    return [operations / min(timed(call, arguments) for _ in range(10)) for call in calls]
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    name = found[1] if found else platform.processor()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def warn_if_busy() -> None:
+    """Say so if others use the processor: then only ratios within a round mean something, and those little."""
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"warning: the machine is busy, {load:.1f} processes on average in the last minute", flush=True)
+
+
 def measure_memory(network: str) -> float:
     """`peak_memory` in a process of its own, with this command's options."""
     command = [sys.executable, *sys.argv, "--memory-of", network]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def report(arguments: argparse.Namespace, rounds: list[dict[str, float]], stages: list[dict[str, float]]) -> int:
+def report(
+    arguments: argparse.Namespace, rounds: list[dict[str, float]], stages: list[dict[str, float]], limit: float
+) -> int:
     """The table and the verdict; returns the exit code."""
     for name in stages[0] if stages else ():
         print(f"{name:<16} {statistics.median(stage[name] for stage in stages):8.3f} s")
@@ -272,6 +351,8 @@ def report(arguments: argparse.Namespace, rounds: list[dict[str, float]], stages
         ratio = statistics.median(each[name] / each["trunk"] for each in rounds)
         seconds = statistics.median(each[name] for each in rounds)
         print(f"{name if name != 'trunk' else 'bare trunk':<16} {seconds:8.3f} s  {ratio:6.2f} x bare trunk")
+    seconds = statistics.median(each["ours"] for each in rounds)
+    print(f"arithmetic limit {limit:8.3f} s  ours {seconds / limit:.2f} x it (at most {ARITHMETIC_LIMIT} in float32)")
     memory = {name: measure_memory(name) for name in rounds[0] if name != "trunk"}
     print("peak memory      " + ", ".join(f"{name} {amount:.2f} GB" for name, amount in memory.items()))
     key = (arguments.size, arguments.classes)
@@ -279,6 +360,10 @@ def report(arguments: argparse.Namespace, rounds: list[dict[str, float]], stages
     if memory["ours"] > memory_limit:
         print(f"peak memory is over its limit of {memory_limit} GB")
     ratio = statistics.median(each["ours"] / each["trunk"] for each in rounds)
+    if arguments.against_recorded and key in RECORDED:
+        print(
+            f"the original took {RECORDED[key]} times its trunk, as recorded: {RECORDED[key] / ratio:.2f} times ours"
+        )
     print(f"{' '.join(map(str, key))} classes: total over bare trunk {ratio:.2f}, limit {RATIO_LIMITS[key]}")
     return int(ratio > RATIO_LIMITS[key] or memory["ours"] > memory_limit)
 

@@ -1,6 +1,6 @@
 """Post-processing against transformers' Mask2Former post-processing and against holding all class maps.
 
-    python benchmarks/postprocess.py [--threads 2] [--rounds 3] [--logits scene|noise]
+    python benchmarks/postprocess.py [--threads 2] [--rounds 3] [--logits scene|near-uniform|noise]
     OMP_WAIT_POLICY=passive python benchmarks/postprocess.py --clock processor    (on a machine that others use too)
 
 From logits of a 640 x 640 input with 100 queries to 2048 x 1536: semantic with 150 and 847 classes, panoptic with all
@@ -9,7 +9,8 @@ masks to 384 x 384 first, so that it does less work for a coarser result. Every 
 the other and ratios are taken within a round; peak extra memory is that of a process of its own for either. Needs
 about 14 GB for the class maps; `--skip-held` leaves them out.
 Logits: `scene` has 100 objects of different sizes with sharp masks and peaked classes, most queries being void in the
-semantic case. `noise` is the hardest case, no picture: every query and class competes everywhere.
+semantic case. `near-uniform` has their masks and class scores that differ by a tenth, as a model that knows none of
+the words gives. `noise` is the hardest case, no picture: every query and class competes everywhere.
 The last line gives the ratios against their limits (847 classes against held: a tenth of the time, an eighth of the
 memory; panoptic: a fifth of transformers' time); the exit code is 1 when one is over.
 """
@@ -64,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--logits", choices=("scene", "noise"), default="scene")
+    parser.add_argument("--logits", choices=("scene", "near-uniform", "noise"), default="scene")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--skip-held", action="store_true", help="leave out what needs 14 GB of memory")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
@@ -142,11 +143,13 @@ def memory_in_own_process(task: str, num_classes: int, method: str, arguments: a
 def make_logits(task: str, num_classes: int, kind: str) -> SimpleNamespace:
     """`class_queries_logits` (1, 100, K+1) and `masks_queries_logits` (1, 100, 160, 160), always the same ones."""
     generator = torch.Generator().manual_seed(0)
-    masks = scene_masks(generator) if kind == "scene" else smooth_noise(4.0, 20, generator)
+    masks = smooth_noise(4.0, 20, generator) if kind == "noise" else scene_masks(generator)
     if task == "panoptic":
         class_logits = kept_classes(num_classes, generator)
     elif kind == "scene":
         class_logits = peaked_classes(num_classes, generator)
+    elif kind == "near-uniform":
+        class_logits = 0.1 * torch.randn(NUM_QUERIES, num_classes + 1, generator=generator)
     else:
         class_logits = 3 * torch.randn(NUM_QUERIES, num_classes + 1, generator=generator)
     return SimpleNamespace(class_queries_logits=class_logits[None], masks_queries_logits=masks[None])

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import tqdm as HubBar
 from tqdm import tqdm
 
 from maftplus.conversion.checkpoint import (
@@ -49,6 +50,13 @@ CHUNK_BYTES = 1 << 22
 
 class DownloadError(OSError):
     """The network says no; the message, one line, has the address to open by hand and the command to go on with."""
+
+
+class _NoBar(HubBar):
+    """The Hub's progress bar, never drawn."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "disable": True})
 
 
 @dataclass(frozen=True)
@@ -198,8 +206,7 @@ def _fetch_from_hub(release: Release, folder: Path, show_progress: bool) -> Path
     size = get_hf_file_metadata(hf_hub_url(repository, name)).size
     if size is not None:
         _require_room(folder, size, size)
-    bar_class = partial(tqdm, disable=not show_progress)
-    return Path(hf_hub_download(repository, name, local_dir=folder, tqdm_class=bar_class))
+    return Path(hf_hub_download(repository, name, local_dir=folder, tqdm_class=None if show_progress else _NoBar))
 
 
 def _require_room(folder: Path, num_missing: int, num_bytes: int) -> None:

@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all: the one way in which results, reports and annotations are written."""
+"""Files: those that appear whole or not at all (results, reports, annotations), and the pictures of a folder."""
 
 import os
 from pathlib import Path
+
+from PIL import Image
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -25,4 +27,12 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-__all__ = ["write_atomically"]
+def list_pictures(folder: str | Path) -> list[Path]:
+    """Files below `folder` with the ending of a picture, sorted; none that is hidden or lies in a hidden folder."""
+    folder = Path(folder)
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+    return sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+__all__ = ["list_pictures", "write_atomically"]

@@ -23,10 +23,18 @@ NOT_RUN = [
         "the file of a released model",
     ),
     (
+        "docs/get.md",
+        "python tests/first_minute.py out/first_minute --picture photo.jpg",
+        "9 GB of disk and a minute or two",
+    ),
+    (
         "docs/benchmarks.md",
         "python tests/check_reference.py FOLDER",
         "tensors recorded from the original code, which are not in this repository",
     ),
+    ("docs/integrations.md", "import fiftyone", "fiftyone"),
+    ("docs/integrations.md", "import numpy as np", "label-studio-ml"),
+    ("docs/integrations.md", "import cvat_sdk.auto_annotation as cvataa", "cvat-sdk"),
     ("docs/evaluate.md", "maftplus prepare ade20k_panoptic datasets", "the full ADE20K with its instances"),
     ("docs/experiments.md", "python shapes/ablation.py", "two hours of two cores"),
     (
@@ -56,6 +64,7 @@ NOT_RUN = [
     ),
     ("docs/page.md", "maftplus page --model shapes --space my_space", "pip and setuptools, which build the wheel"),
     ("docs/page.md", "python -m venv my_space/venv", "the network"),
+    ("docs/scale.md", "ray start --head --port 6379              # on the first machine", "a Ray cluster"),
 ]
 
 

@@ -98,6 +98,13 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
         read_picture(tmp_path / "pipe.png")
 
 
+def test_a_picture_that_is_a_program_is_refused_and_not_handed_to_ghostscript(tmp_path):
+    path = tmp_path / "program.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    with pytest.raises(ValueError, match=r"program\.png' is EPS, which another program would run"):
+        read_picture(path)
+
+
 def test_embedded_pictures_are_read_and_broken_ones_refused_briefly():
     text = base64.b64encode(png()).decode()
     for source in (f"data:image/png;base64,{text}", text, f"DATA:image/png;base64,{text}"):

@@ -22,7 +22,8 @@ from maftplus.train.trainer import MaftPlusTrainingArguments
 RECIPE_ENDINGS = (".yaml", ".yml")
 LARGEST_RECIPE = 1 << 18  # bytes; the published ones have a thousand
 LARGEST_CONTENT = 1 << 20
-SECRET_WORDS = {"token", "password", "passwd", "key", "apikey", "secret", "credential", "credentials"}
+SECRET_WORDS = {"key", "pwd", "credential", "credentials"}
+SECRET_ENDINGS = ("token", "password", "passwd", "passphrase", "secret", "secrets", "apikey")
 HIDDEN = "***"
 TRAINERS_OWN = "Trainer (transformers)"
 
@@ -258,8 +259,8 @@ def _parse_json(name: str, value: Any, kind: type) -> Any:
 
 def is_secret(name: str) -> bool:
     """Whether an option's name says that its value is nobody's business: `hub_token`, `api-key`, `DB_PASSWORD`."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
-    return not SECRET_WORDS.isdisjoint(word.lower() for word in words)
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    return any(word in SECRET_WORDS or word.endswith(SECRET_ENDINGS) for word in words)
 
 
 def recorded_command(arguments: list[str]) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, set_seed
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
@@ -301,7 +302,7 @@ def store_vocabulary(
         with torch.no_grad():
             model.eval().set_vocabulary(processor, classes, stuff=stuff)
         return
-    rows = torch.from_numpy(np.load(args.class_embeddings)).float()
+    rows = _read_embeddings(args.class_embeddings)
     expected = (vocabulary.num_labels, model.config.clip_config.projection_dim)
     if tuple(rows.shape) != expected:
         raise ValueError(
@@ -313,6 +314,14 @@ def store_vocabulary(
     seen = find_seen_classes(both, processor.training_classes) if processor.training_classes else ()
     model.config.store_vocabulary(names, list(vocabulary.stuff or ()), np.flatnonzero(seen).tolist())
     model.vocabulary_embeds = F.normalize(rows, dim=-1)
+
+
+def _read_embeddings(path: str) -> Tensor:
+    """Raises ValueError, with the file's name, if it is no .npy file of numbers."""
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"`class_embeddings`: {path} is no .npy file of numbers ({error}).") from error
 
 
 def find_checkpoint(args: MaftPlusTrainingArguments) -> str | None:

@@ -18,10 +18,12 @@ def check(
 ) -> None:
     """Look whether a model works: finite numbers, CLIP's sentences in order, masks on a picture, settings."""
     from huggingface_hub import snapshot_download
+    from transformers.utils import logging
 
     from maftplus.conversion.registry import RELEASES, find_model
     from maftplus.conversion.selfcheck import WRONG, check_model
 
+    logging.disable_progress_bar()
     folder = Path(find_model(model))
     release = RELEASES.get(model) if folder.name == model else None
     findings = check_model(folder if folder.is_dir() else snapshot_download(model), release)

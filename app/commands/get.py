@@ -32,10 +32,13 @@ def get(
 
 
 def _get(name: str, file: Path | None, keep: bool, tokenizer: str | None) -> None:
+    from transformers.utils import logging
+
     from maftplus.app.commands.check import print_findings
     from maftplus.conversion.get import get as get_released
     from maftplus.conversion.registry import SHIPPED, is_there, released_folder
 
+    logging.disable_progress_bar()  # of transformers; ours and the Hub's stay
     if name in SHIPPED:
         return typer.echo(f"{name}: comes with the package, in {SHIPPED[name]}")
     if is_there(name):

@@ -47,7 +47,7 @@ def segment(
     from maftplus.app.clips import check_span
     from maftplus.app.jobs import check_results, plan_jobs
     from maftplus.app.masks import find_mask_files
-    from maftplus.app.models import load_pipeline, resolve_model
+    from maftplus.app.models import describe_network, load_pipeline, resolve_model
     from maftplus.app.segmenting import Segmenter
     from maftplus.app.video import is_video
     from maftplus.app.words import first_names, gather_distractors, gather_words
@@ -65,6 +65,8 @@ def segment(
     check_results(jobs, overwrite, first_names(words["candidate_labels"]) if heatmaps else (), coco)
     mask_files = None if masks is None else find_mask_files(masks, jobs)
     pipe = load_pipeline(folder, device, dtype.value)
+    if not quiet:
+        typer.echo(f"network: {describe_network(pipe)}", err=True)
     segmenter = Segmenter(pipe, options, overwrite, quiet, style.value, mask_files)
     failed = _segment_jobs(segmenter, jobs, span, batch_size)
     if coco is not None:

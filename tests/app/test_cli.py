@@ -12,8 +12,9 @@ from tiny_tools import save_tiny
 from typer.testing import CliRunner
 
 from maftplus.app.cli import app
-from maftplus.app.jobs import list_pictures, plan_jobs
+from maftplus.app.jobs import pictures_of, plan_jobs
 from maftplus.app.models import check_model_folder, load_pipeline
+from maftplus.deploy.precision import choose_dtype
 from maftplus.pictures.files import write_atomically
 from maftplus.pictures.overlay import (
     overlay_image,
@@ -250,7 +251,7 @@ def test_folders_give_what_can_be_opened_and_is_not_hidden(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
-    found = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path, tmp_path / "out")]
+    found = [path.relative_to(tmp_path).as_posix() for path in pictures_of(tmp_path, tmp_path / "out")]
     assert found == ["a.png", "b.JPG", "deep/c.webp"]
 
 
@@ -343,10 +344,10 @@ def test_results_of_earlier_runs_are_known_by_their_mark_not_by_their_name(pictu
     write_results(folder / "one", Image.open(picture), [segment()], {})
     noise_picture(1).save(folder / "two_labels.png")
     (folder / "two.json").write_text("{}")
-    assert [path.name for path in list_pictures(folder, folder)] == ["one.png", "two_labels.png"]
+    assert [path.name for path in pictures_of(folder, folder)] == ["one.png", "two_labels.png"]
 
 
-@pytest.mark.parametrize("error", [KeyError("exif"), MemoryError(), TypeError("no"), RuntimeError("codec")])
+@pytest.mark.parametrize("error", [KeyError("exif"), TypeError("no"), RuntimeError("codec")])
 def test_whatever_a_decoder_raises_the_rest_go_on(folder, picture, tmp_path, monkeypatch, error):
     noise_picture(1).save(picture.with_name("two.png"))
 
@@ -360,6 +361,17 @@ def test_whatever_a_decoder_raises_the_rest_go_on(folder, picture, tmp_path, mon
     assert result.exit_code == 1
     assert f"one.png: {type(error).__name__}" in result.output.replace("\n", "")
     assert (tmp_path / "out" / "two.json").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_and_too_little_memory_of_ours_end_the_run(folder, picture, tmp_path, monkeypatch, error):
+    def read(path, timeout=None):
+        raise error
+
+    monkeypatch.setattr("maftplus.app.segmenting.read_picture", read)
+    result = run(picture, "--labels", "cat", "--model", folder, "--out", tmp_path / "out")
+    assert result.exit_code != 0
+    assert "pictures failed" not in result.output
 
 
 def test_a_picture_that_the_network_cannot_take_does_not_take_its_batch_with_it(
@@ -390,11 +402,13 @@ def test_quiet_prints_errors_only(folder, picture, tmp_path):
 
 
 def test_the_network_computes_in_the_precision_asked_for(folder, picture, tmp_path):
-    for asked, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+    chosen = choose_dtype("cpu")
+    for asked, expected in (("auto", chosen), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         assert load_pipeline(str(folder), "cpu", asked).model.dtype == expected
     options = ("--model", folder, "--out", tmp_path / "out", "--dtype", "bfloat16")
     result = run(picture, "--labels", "cat", *options)
     assert result.exit_code == 0, result.output
+    assert "network: torch on cpu, bfloat16" in result.output
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty"])

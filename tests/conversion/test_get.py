@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conversion_tools import open_clip_state, tiny_state, written
+from conversion_tools import full_size_state, open_clip_state, tiny_state, written
 from drive_server import routed, serve
 from hub_server import serve_hub
 from safetensors.torch import load_file, save_file
-from test_conversion import FULL_SIZE, full_size_state
 from text_tools import load_tokenizer
 from tiny_tools import save_tiny
 from typer.testing import CliRunner
@@ -23,6 +22,7 @@ from maftplus.conversion.convert import plan_conversion
 from maftplus.conversion.get import RELEASES, sha256_of
 from maftplus.conversion.registry import DriveFile, HubFile, Release, find_model, home
 from maftplus.conversion.released import main_settings, variant_name
+from maftplus.train.options import ModelArguments
 
 TINY = Release("tiny", "maftplus", "MAFT+ of width 16", "semantic", "tiny.pth", DriveFile("1a"))
 OTHER = Release("tiny-clip", "open_clip", "OpenCLIP of width 16", None, "clip.safetensors", HubFile("laion/tiny"))
@@ -91,7 +91,7 @@ def one_line(output: str) -> str:
 def test_the_registry_says_of_a_release_what_its_recorded_names_and_shapes_say(name):
     release, state = RELEASES[name], full_size_state(RECORDED[name])
     conversion = plan_conversion(state, RECORDED[name])
-    assert (release.kind, release.task) == FULL_SIZE[RECORDED[name]]
+    assert (release.kind, release.task) == (conversion.kind, conversion.task)
     assert release.variant == variant_name(conversion.config, conversion.kind)
     assert release.num_parameters == sum(tensor.numel() for tensor in state.values())
     assert release.settings.items() <= main_settings(conversion.config).items()
@@ -372,3 +372,14 @@ def test_a_model_pushed_to_a_hub_loads_by_its_name_in_a_process_without_the_pack
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "loaded MaftPlusSegmentationPipeline", result.stderr
     assert ("GET", "user/tiny", "model.safetensors") in hub.asked
+
+
+def test_a_name_is_a_model_for_training_too_and_folders_and_hub_names_stay_what_they_are(kept, tmp_path, monkeypatch):
+    arguments = ModelArguments(model_name_or_path="shapes", tokenizer_name_or_path="bytes")
+    assert arguments.model_name_or_path == find_model("shapes")
+    assert arguments.tokenizer_name_or_path == "bytes"
+    with pytest.raises(ValueError, match="maftplus get clip-convnext-base-w-320"):
+        ModelArguments(clip_name_or_path="clip-convnext-base-w-320")
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "maftplus-base")
+    assert [find_model(name) for name in ("user/name", "maftplus-base")] == ["user/name", "maftplus-base"]

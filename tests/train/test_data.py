@@ -20,7 +20,9 @@ from data_set_tools import (
     write,
 )
 from PIL import Image
+from scipy.io import savemat
 
+from maftplus.train.data.annotations import decode_run_lengths, load_merged_json, read_context_mat, read_label_png
 from maftplus.train.data.hub import HubDataset, find_split, load_hub
 from maftplus.train.data.prepare import prepare, verify
 from maftplus.train.data.registry import (
@@ -32,6 +34,7 @@ from maftplus.train.data.registry import (
     shrink,
     void_and_unlabelled,
 )
+from maftplus.train.run import _read_embeddings
 from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file, map_ids, with_prompts
 
 WORDS = VocabularyFile("words", ("cat", "grass"), (("cat",), ("grass",)), (0, 1))
@@ -426,3 +429,105 @@ def test_the_evaluation_split_of_hub_data_goes_by_several_names(splits):
 def test_a_split_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(ValueError, match="words has no split 'test'; it has train"):
         find_split("words", "test", ["train"])
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [
+        {"size": [4, 6], "counts": [0, 5]},  # pycocotools: what happens to lie in memory
+        {"size": [4, 6], "counts": [-5, 29]},
+        {"size": [2**32, 2], "counts": [0, 1]},  # pycocotools: ends the process
+        {"size": [4, 6], "counts": "o"},
+        {"size": [4, 6], "counts": None},
+        {"size": [4], "counts": [24]},
+        7,
+    ],
+)
+def test_runs_that_do_not_add_up_are_no_mask(rle):
+    with pytest.raises(ValueError, match="^here: "):
+        decode_run_lengths(rle, "here")
+
+
+def test_our_reading_of_run_lengths_is_cocos():
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.01, 0.5, 1.0):
+        mask = rng.random((70, 90)) < density
+        mask[20:50, 10:80] = density < 0.5
+        encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert (decode_run_lengths(encoded, "here") == mask).all()
+
+
+@pytest.mark.parametrize("field", ["image_id", "file_name", "phase", "height"])
+def test_a_row_of_the_merged_json_that_lacks_something_is_named(field, tmp_path):
+    image = {"image_id": 1, "file_name": "a.jpg", "phase": "val", "height": 4, "width": 6}
+    del image[field]
+    path = write(tmp_path / "merged.json", json.dumps({"images": [image], "annos_segmentation": []}))
+    with pytest.raises(ValueError, match=rf"merged\.json, `images` 0: `{field}` is missing"):
+        load_merged_json(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x80\x04K\x01."])
+def test_class_embeddings_that_are_no_numbers_are_named(content, tmp_path):
+    path = write(tmp_path / "rows.npy", content)
+    with pytest.raises(ValueError, match=r"`class_embeddings`: .*rows\.npy is no \.npy file"):
+        _read_embeddings(str(path))
+
+
+def test_a_label_map_that_is_a_program_is_refused(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(ValueError, match=r"a\.png.*another program"):
+        read_label_png(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float64])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_our_reading_of_mat_files_is_scipys(dtype, is_packed, tmp_path):
+    labels = np.arange(35, dtype=dtype).reshape(5, 7)
+    content = {"a": np.ones((2, 2)), "names": {"b": "text"}, "LabelMap": labels}
+    savemat(tmp_path / "a.mat", content, do_compression=is_packed)
+    assert (read_context_mat(tmp_path / "a.mat") == labels).all()
+
+
+def test_a_mat_file_cut_anywhere_or_without_whole_numbers_is_named(tmp_path):
+    path = tmp_path / "a.mat"
+    savemat(path, {"LabelMap": np.ones((3, 4))}, do_compression=True)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a\.mat: no \.mat file"):
+            read_context_mat(path)
+    for values in (np.full((2, 2), 0.5), np.full((2, 2), np.nan), np.ones((2, 2), complex), np.ones((2, 2, 2))):
+        savemat(path, {"LabelMap": values})
+        with pytest.raises(ValueError, match=r"a\.mat: no \.mat file"):
+            read_context_mat(path)
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([{"id": 1}], "`segments_info` 0: `category_id` is missing"),
+        ([{"category_id": 1}], "`segments_info` 0: `id` is missing"),
+        ([7], "`segments_info` 0: `id` is missing"),
+        ({"id": 1}, "`segments_info` must be a list"),
+        ([{"id": 1, "category_id": 1, "iscrowd": "no"}], "`iscrowd` and `area` of segment 1 must be numbers"),
+    ],
+)
+def test_a_segment_that_lacks_something_is_named_with_its_map(segments, message, tmp_path):
+    make_coco_panoptic(tmp_path)
+    path = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"] = segments
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"000000000139\.png: {message}"):
+        load_data_set("coco_panoptic", tmp_path)
+
+
+@pytest.mark.parametrize("category", [-1, 1 << 31])
+def test_a_category_that_no_label_map_can_hold_is_named(category, tmp_path):
+    image = {"image_id": 1, "file_name": "a.jpg", "phase": "val", "height": 4, "width": 6}
+    annotation = {"image_id": 1, "category_id": category, "segmentation": {"size": [4, 6], "counts": [0, 24]}}
+    document = {"images": [image], "annos_segmentation": [annotation]}
+    path = write(tmp_path / "merged.json", json.dumps(document))
+    with pytest.raises(ValueError, match=rf"merged\.json, image 1: there is no category {category}"):
+        load_merged_json(path).read(1)

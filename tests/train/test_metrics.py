@@ -1,5 +1,6 @@
 """Metrics by hand: figures on maps small enough to count on paper, the evaluate modules, and what bad input says."""
 
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,19 @@ METRICS = Path(__file__).parents[2] / "train" / "metrics"
 def load(name: str, tmp_path: Path, **kwargs):
     evaluate = pytest.importorskip("evaluate")
     return evaluate.load(str(METRICS / name), cache_dir=str(tmp_path / "cache"), **kwargs)
+
+
+@pytest.mark.parametrize("share_of_noise", [0.0, 0.1, 1.0])
+def test_flat_and_noisy_maps_are_counted_alike(share_of_noise):
+    rng = np.random.default_rng(0)
+    reference = np.repeat(rng.integers(0, 5, (8, 4)), 16, axis=1).astype(np.uint8)
+    reference[0] = 255
+    is_noise = rng.random(reference.shape) < share_of_noise
+    prediction = np.where(is_noise, rng.integers(0, 5, reference.shape), 2)
+    expected = np.zeros((6, 6), dtype=np.int64)
+    for row, column in zip(prediction.flat, reference.flat):
+        expected[row, min(column, 5)] += 1
+    np.testing.assert_array_equal(confusion_matrix(prediction, reference, num_labels=5), expected)
 
 
 def test_rows_are_predictions_and_columns_are_truth_with_the_ignored_ones_last():
@@ -200,3 +214,14 @@ def test_a_listed_area_of_the_truth_counts_in_the_union_as_in_the_coco_api():
     covered = [{"id": 1, "label_id": 0, "area": 4}]  # 2 of its 4 pixels are covered by something else
     counts = panoptic_counts([[1, 1, 0]], segments((1, 0)), [[1, 1, 0]], covered, 1)
     assert counts.tolist() == [[0, 0, 1, 1]]
+
+
+def test_the_benchmark_of_the_metrics_names_what_is_beyond_its_limits():
+    source = Path(__file__).parents[2] / "benchmarks" / "metrics.py"
+    benchmark = runpy.run_path(str(source), run_name="benchmark")
+    good = {**benchmark["LEAST"], **benchmark["MOST"]}
+    assert benchmark["beyond_limits"](good) == []
+    assert benchmark["beyond_limits"]({**good, "memory_growth_mb": 21.0}) == [
+        "memory_growth_mb is 21, wanted at most 20.0"
+    ]
+    assert benchmark["beyond_limits"]({**good, "counting_times_faster": 9.0})[0].endswith("wanted at least 10.0")

@@ -55,6 +55,7 @@ def test_a_run_pushes_what_it_wrote_and_its_token_stands_in_no_file(tmp_path, hu
     options.update(hub_token=SECRET, hub_private_repo="true", data_sets="folder", max_eval_samples=1)
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     switches = ["--do_train", "--do_eval", "--push_to_hub", "--use_cpu", "--disable_tqdm", "true"]
+    switches.append(f"--hub_token={SECRET}")  # either form
     main([str(recipe), *switches, "--save_strategy", "steps", "--save_steps", "1", *given])
     holders = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holders == [recipe]

@@ -8,6 +8,7 @@ Shapes: H x W the picture. Every reader names the file in its errors.
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maftplus.image_processing_maftplus import read_picture
 from maftplus.pictures.files import write_atomically
+from maftplus.reading_maftplus import decode_picture, read_picture
+from maftplus.train.data.mat_files import read_matrix
+
+LARGEST_MASK, LARGEST_CATEGORY = 1 << 28, (1 << 31) - 1  # pixels; int32
+MOST_CHARACTERS = 8  # of a compressed run, 40 bits
+# What rows of PASCAL-Context's merged JSON hold.
+MERGED_IMAGE = {"image_id": int | str, "file_name": str, "phase": str, "height": int, "width": int}
+MERGED_ANNOTATION = {"image_id": int | str, "category_id": int, "segmentation": dict}
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,7 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         FileNotFoundError, ValueError: if it is missing or cannot be read; the message names the file.
     """
-    _require_file(path)
-    try:
-        return read_picture(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error.__cause__ or error}).") from error
+    return _read_named(read_picture, path)
 
 
 def read_label_png(path: Path) -> np.ndarray:
@@ -104,12 +108,10 @@ def read_context_mat(path: Path) -> np.ndarray:
     Raises:
         ValueError: if the file is no .mat file or lacks `LabelMap`.
     """
-    from scipy.io import loadmat
-
     _require_file(path)
     try:
-        return np.asarray(loadmat(path)["LabelMap"])
-    except (KeyError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        return read_matrix(path.read_bytes(), "LabelMap")
+    except ValueError as error:
         raise ValueError(f"{path}: no .mat file with a `LabelMap` ({error}).") from error
 
 
@@ -122,13 +124,15 @@ class MergedJson:
     annotations: dict[Any, list[dict[str, Any]]]
 
     def read(self, image_id: Any) -> np.ndarray:
-        """Category ids (H, W) int32; where masks overlap the later one stays, 0 is unlabelled."""
-        image = self.images[image_id]
-        labels = np.zeros((image["height"], image["width"]), dtype=np.int32)
+        """Category ids (H, W) int32; where masks overlap the later one stays, 0 is unlabelled. Raises ValueError."""
+        where, image = f"{self.path}, image {image_id}", self.images[image_id]
+        labels = np.zeros(_mask_size([image["height"], image["width"]], where), dtype=np.int32)
         for annotation in self.annotations.get(image_id, []):
-            mask = decode_run_lengths(annotation["segmentation"], f"{self.path}, image {image_id}")
+            mask = decode_run_lengths(annotation["segmentation"], where)
             if mask.shape != labels.shape:
-                raise ValueError(f"{self.path}, image {image_id}: a mask is {mask.shape}, the picture {labels.shape}.")
+                raise ValueError(f"{where}: a mask is {mask.shape}, the picture {labels.shape}.")
+            if not 0 <= annotation["category_id"] <= LARGEST_CATEGORY:
+                raise ValueError(f"{where}: there is no category {annotation['category_id']}.")
             labels[mask] = annotation["category_id"]
         return labels
 
@@ -137,29 +141,77 @@ class MergedJson:
 def load_merged_json(path: Path) -> MergedJson:
     """
     Raises:
-        FileNotFoundError, ValueError: if the file is missing or lacks `images` or `annos_segmentation`.
+        FileNotFoundError, ValueError: if the file is missing or lacks `images` or `annos_segmentation`, or one of them
+            what it needs.
     """
     content = read_json(path)
-    if not {"images", "annos_segmentation"} <= set(content):
+    if not isinstance(content, dict) or not {"images", "annos_segmentation"} <= set(content):
         raise ValueError(f"{path}: no merged JSON of PASCAL-Context; it lacks `images` or `annos_segmentation`.")
+    images = check_rows(content["images"], MERGED_IMAGE, f"{path}, `images`")
     annotations: dict[Any, list[dict[str, Any]]] = {}
-    for annotation in content["annos_segmentation"]:
+    for annotation in check_rows(content["annos_segmentation"], MERGED_ANNOTATION, f"{path}, `annos_segmentation`"):
         annotations.setdefault(annotation["image_id"], []).append(annotation)
-    return MergedJson(path, {image["image_id"]: image for image in content["images"]}, annotations)
+    return MergedJson(path, {image["image_id"]: image for image in images}, annotations)
+
+
+def check_rows(rows: Any, kinds: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """`rows` themselves. Raises ValueError unless they are a list of objects that have the fields of `kinds`."""
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} must be a list, got {rows!r:.80}.")
+    for index, row in enumerate(rows):
+        wrong = [key for key, kind in kinds.items() if not isinstance(row, dict) or not isinstance(row.get(key), kind)]
+        if wrong:
+            raise ValueError(f"{where} {index}: `{wrong[0]}` is missing or of another type.")
+    return rows
 
 
 def decode_run_lengths(rle: dict[str, Any], where: str) -> np.ndarray:
-    """A COCO run-length mask, compressed or not, as (H, W) bool."""
+    """
+    A COCO run-length mask, compressed or not, as (H, W) bool.
+
+    Our own, because pycocotools leaves the pixels after too few runs as they happen to lie in memory, and ends the
+    process over some sizes.
+
+    Raises:
+        ValueError: if it is none, or its runs do not add up to its size; the message begins with `where`.
+    """
     try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise ImportError("Run-length masks need pycocotools: pip install pycocotools") from error
-    try:
-        if isinstance(rle["counts"], list):
-            rle = coco_mask.frPyObjects(rle, *rle["size"])
-        return coco_mask.decode(rle).astype(bool)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: a mask is no COCO run length ({error}).") from error
+        size, counts = rle["size"], rle["counts"]
+        counts = np.array(counts, ndmin=1) if isinstance(counts, list) else _decode_counts(counts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where}: a mask is no COCO run length ({error or type(error).__name__}).") from error
+    height, width = _mask_size(size, where)
+    is_whole = counts.dtype.kind in "iu" or not counts.size
+    if not is_whole or counts.min(initial=0) < 0 or sum(counts.tolist()) != height * width:
+        raise ValueError(f"{where}: a mask is no COCO run length (its runs do not add up to {height} x {width}).")
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts.astype(np.int64))
+    return pixels.reshape(width, height).T
+
+
+def _decode_counts(text: str | bytes) -> np.ndarray:
+    """COCO's compressed runs: 5 bits a character, low ones first; from the fourth on the change since two before."""
+    characters = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(characters & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    lengths = ends + 1 - starts
+    if not len(ends) or ends[-1] + 1 < len(characters) or characters.min() < 0 or lengths.max() > MOST_CHARACTERS:
+        raise ValueError("damaged characters")
+    shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
+    values = np.add.reduceat((characters & 31) << shifts, starts)
+    values -= np.where(characters[ends] & 16, 1 << 5 * lengths, 0)  # the last character holds the sign
+    for first in (1, 2):
+        values[first::2] = values[first::2].cumsum()
+    return values
+
+
+def _mask_size(size: Any, where: str) -> tuple[int, int]:
+    """Height and width. Raises ValueError if they are none, or far larger than any picture."""
+    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(type(edge) is int for edge in size)
+    if not is_pair or min(size) < 0 or size[0] * size[1] > LARGEST_MASK:
+        raise ValueError(
+            f"{where}: the size of a mask is [height, width], at most {LARGEST_MASK} pixels: {size!r:.80}."
+        )
+    return size[0], size[1]
 
 
 def combine_ade_panoptic(
@@ -231,10 +283,12 @@ def _require_file(path: Path) -> None:
 
 
 def _load(path: Path) -> Image.Image:
+    return _read_named(decode_picture, path)
+
+
+def _read_named(read: Callable[[Path], Image.Image], path: Path) -> Image.Image:
     _require_file(path)
     try:
-        image = Image.open(path)
-        image.load()
-    except Exception as error:  # decoders raise anything, from struct.error to AttributeError
-        raise ValueError(f"{path}: cannot be read as a picture ({error or type(error).__name__}).") from error
-    return image
+        return read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error.__cause__ or error}).") from error

@@ -13,6 +13,7 @@ from maftplus.train.data import annotations
 from maftplus.train.data.annotations import Item
 
 SPLITS = {"train": "training", "val": "validation"}  # ADE20K's names for them
+SEGMENT = {"id": int, "category_id": int}  # what an entry of `segments_info` holds at least
 
 
 def mirrored_items(folder: Path, split: str, images: str, labels: str) -> list[Item]:
@@ -121,7 +122,11 @@ def coco_panoptic_items(json_file: Path, images: Path, maps: Path) -> list[Item]
 def _panoptic_item(annotation: dict[str, Any], names: dict[Any, str], images: Path, maps: Path) -> Item:
     name = names.get(annotation["image_id"], f"{Path(annotation['file_name']).stem}.jpg")
     path = maps / annotation["file_name"]
-    return Item(images / name, path, annotation["image_id"], annotation["segments_info"], name)
+    segments = annotations.check_rows(annotation["segments_info"], SEGMENT, f"{path}: `segments_info`")
+    for segment in segments:
+        if not isinstance(segment.get("iscrowd", 0), int) or not isinstance(segment.get("area", 0), int | float):
+            raise ValueError(f"{path}: `iscrowd` and `area` of segment {segment['id']} must be numbers.")
+    return Item(images / name, path, annotation["image_id"], segments, name)
 
 
 def read_labels(item: Item) -> np.ndarray:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 LUT_LIMIT = 1 << 24  # ids of the COCO format have three bytes; larger ones are sorted instead of looked up
+MOST_RUNS = 0.25  # of the pixels; from here on counting them one by one is faster (benchmarks/metrics.py)
+PIECE = 1 << 14  # pixels
 NO_CLASS = 1 << 40  # what a value that is no class looks up; larger than any pair of classes
 
 
@@ -78,9 +80,9 @@ def confusion_matrix(
     prediction, reference = as_label_map(prediction, "prediction", name), as_label_map(reference, "label map", name)
     _check_same_size(prediction, reference, name)
     skipped = None if ignore_index == 0 else ignore_index  # a background class may be predicted
-    rows, columns, lengths = _runs(prediction, reference)
-    pairs = _look_up(rows, _class_table(num_labels, skipped, num_labels + 1))
-    pairs += _look_up(columns, _class_table(num_labels, ignore_index, 1))
+    rows, columns, lengths = _runs_or_pixels(prediction, reference)
+    tables = _class_table(num_labels, skipped, num_labels + 1), _class_table(num_labels, ignore_index, 1)
+    pairs = _look_up_pairs(rows, columns, *tables)
     if pairs.max(initial=0) >= NO_CLASS:
         _raise_no_class(rows, num_labels, skipped, "prediction", name)
         _raise_no_class(columns, num_labels, ignore_index, "label map", name)
@@ -250,11 +252,39 @@ def _runs(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np
     Label maps are flat, so there are far fewer runs than pixels, and everything else is done once a run.
     """
     prediction, reference = prediction.reshape(-1), reference.reshape(-1)
-    changes = (prediction[1:] != prediction[:-1]) | (reference[1:] != reference[:-1])
+    return _split(prediction, reference, _changes(prediction, reference))
+
+
+def _runs_or_pixels(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | int]:
+    """As `_runs`, but every pixel with length 1 where runs are so many that finding them costs more than it saves."""
+    prediction, reference = prediction.reshape(-1), reference.reshape(-1)
+    changes = _changes(prediction, reference)
+    if np.count_nonzero(changes) > MOST_RUNS * len(prediction):
+        return prediction, reference, 1
+    return _split(prediction, reference, changes)
+
+
+def _changes(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Whether a pixel differs from the one before it, in either map, (pixels - 1,)."""
+    return (prediction[1:] != prediction[:-1]) | (reference[1:] != reference[:-1])
+
+
+def _split(prediction, reference, changes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     bounds = (
         np.concatenate([[0], np.flatnonzero(changes) + 1, [len(prediction)]]) if len(prediction) else np.array([0])
     )
     return prediction[bounds[:-1]], reference[bounds[:-1]], np.diff(bounds)
+
+
+def _look_up_pairs(
+    rows: np.ndarray, columns: np.ndarray, row_table: np.ndarray, column_table: np.ndarray
+) -> np.ndarray:
+    """The sum of both tables' entries, (n,) int64, a piece at a time that stays in the processor's cache."""
+    pairs = np.empty(len(rows), dtype=np.int64)
+    for start in range(0, len(rows), PIECE):
+        part = slice(start, start + PIECE)
+        np.add(_look_up(rows[part], row_table), _look_up(columns[part], column_table), out=pairs[part])
+    return pairs
 
 
 def _look_up(labels: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -1,0 +1,63 @@
+"""A graph in 8 bits: weights and activations of convolutions and linear layers, ranges measured on real pictures.
+
+The products of attention and the sampling stay in floating point. What it costs in quality is in docs/deploy.md.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from maftplus.deploy.graph import PIXELS
+from maftplus.deploy.sessions import import_runtime
+
+ONNX_LAYERS = ["Conv", "MatMul", "Gemm"]
+
+
+def quantise_onnx(source: Path, target: Path, pictures: Sequence[Tensor]) -> None:
+    """
+    Static int8 for ONNX Runtime, a scale a channel of the weights.
+
+    Args:
+        source, target: The graph in float32, and where the other goes.
+        pictures: Calibration, (1, 3, H, W) each.
+    """
+    tools = import_runtime("onnxruntime.quantization", "onnx")
+
+    class Reader(tools.CalibrationDataReader):
+        """Hands out one picture after the other."""
+
+        def __init__(self):
+            self.feeds = ({PIXELS: picture.numpy()} for picture in pictures)
+
+        def get_next(self) -> dict | None:
+            return next(self.feeds, None)
+
+    tools.quantize_static(
+        str(source),
+        str(target),
+        Reader(),
+        op_types_to_quantize=ONNX_LAYERS,
+        per_channel=True,
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},  # products of two activations stay as they are
+    )
+
+
+def quantise_openvino(graph, pictures: Sequence[Tensor]):
+    """
+    An OpenVINO model in int8 by NNCF, from one in float32; as a transformer, without which quality breaks down.
+
+    Args:
+        graph: An `openvino.Model`.
+        pictures: As `quantise_onnx`.
+    """
+    nncf = import_runtime("nncf", "openvino")
+    calibration = nncf.Dataset([picture.numpy() for picture in pictures])
+    return nncf.quantize(
+        graph, calibration, subset_size=len(pictures), model_type=nncf.ModelType.TRANSFORMER, fast_bias_correction=True
+    )
+
+
+__all__ = ["quantise_onnx", "quantise_openvino"]

@@ -1,0 +1,134 @@
+"""Reading the results of a job, shard by shard; masks are decoded when they are looked at."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector
+from pycocotools import mask as coco_mask
+
+from maftplus.pictures.segments import Segment
+from maftplus.scale.job import JobFolder
+from maftplus.scale.sources import decode, read_shard
+
+
+class Results:
+    """
+    What a job has found so far; nothing is held in memory.
+
+    Args:
+        folder: The job's folder.
+
+    Raises:
+        ValueError: if no job has begun there.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = JobFolder(folder)
+        facts = self.folder.read_facts()
+        if facts is None:
+            raise ValueError(f"{folder}: there is no job here (no _job/job.json); `maftplus batch` makes one.")
+        self.facts = facts
+
+    @property
+    def classes(self) -> list[list[str]]:
+        """Synonyms of every class."""
+        return self.facts["labels"]
+
+    @property
+    def stuff_ids(self) -> list[int]:
+        """Indices of stuff."""
+        return self.facts["stuff_ids"]
+
+    @property
+    def arrow(self) -> pa_dataset.Dataset:
+        """All rows as an Arrow data set: `.to_table(columns=...)`, `.filter(...)`, `.count_rows()`."""
+        return pa_dataset.dataset(self._paths(), filesystem=self.folder.system, format="parquet")
+
+    def __len__(self) -> int:
+        return self.arrow.count_rows()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for table in self.tables():
+            yield from table.to_pylist()
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """A table a shard, in the order of the shards."""
+        for _, table in self.numbered_tables(columns):
+            yield table
+
+    def numbered_tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """Each with the number of its shard."""
+        for path in self._paths():
+            number = int(posixpath.basename(path).removeprefix("shard-").removesuffix(".parquet"))
+            with self.folder.system.open_input_file(path) as file:
+                yield number, pq.ParquetFile(file).read(columns=columns)
+
+    def row(self, shard: int, key: str) -> dict[str, Any]:
+        """One row. Raises KeyError if the shard has no such key."""
+        with self.folder.system.open_input_file(self.folder.result_path(shard)) as file:
+            rows = pq.read_table(file, filters=[("key", "=", key)]).to_pylist()
+        if not rows:
+            raise KeyError(key)
+        return rows[0]
+
+    def as_dataset(self) -> Any:
+        """The same rows as a `datasets.Dataset`; needs `datasets`."""
+        from datasets import Dataset
+
+        return Dataset.from_generator(self.__iter__)
+
+    def segments(self, row: dict[str, Any]) -> list[Segment]:
+        """The segments of a row with their masks."""
+        return [
+            Segment(
+                id=number,
+                label=one["label"],
+                label_id=one["label_id"],
+                isthing=one["label_id"] not in self.stuff_ids,
+                score=one["score"],
+                mask=decode_mask(one["rle"]),
+            )
+            for number, one in enumerate(row["segments"], start=1)
+        ]
+
+    def pictures(self, shard: int, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Pictures of a shard from their source, by key. Raises OSError, ValueError as `read_shard`."""
+        wanted = set(keys)
+        for item in read_shard(self.facts["source"], self.folder.read_shard(shard)):
+            if item.key in wanted:
+                yield item.key, decode(item.key, item.read())
+
+    def missing_shards(self) -> list[int]:
+        """Shards without a file, while a job runs or after it failed."""
+        windows = self.folder.missing_shards(self.facts.get("num_shards", 0))
+        return [shard for window in windows for shard in window]
+
+    def _paths(self) -> list[str]:
+        found = self.folder.system.get_file_info(FileSelector(self.folder.path))
+        return sorted(info.path for info in found if info.base_name.endswith(".parquet"))
+
+
+def read_results(folder: str) -> Results:
+    """
+    The results of `maftplus batch SOURCE FOLDER`: `for row in read_results(FOLDER): ...`.
+
+    A row has `key`, `height`, `width`, `segments` (`label`, `label_id`, `score`, `area`, `bbox`, `rle`), `error`,
+    `model` and `options`; `results.segments(row)` decodes the masks.
+
+    Raises:
+        ValueError: if no job has begun there.
+    """
+    return Results(folder)
+
+
+def decode_mask(rle: dict[str, Any]) -> np.ndarray:
+    """COCO's run lengths -> (height, width) bool."""
+    return coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
+
+
+__all__ = ["Results", "decode_mask", "read_results"]
