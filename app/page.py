@@ -3,7 +3,7 @@
     maftplus page --model shapes --port 7860
 
 The page keeps nothing: what it holds of a visitor ends with the visit, files go after an hour, no address is fetched
-for anybody, and no event can be called by name. `page_answers.py` has what it answers.
+for anybody, and no event is offered as an API. `page_answers.py` has what it answers.
 """
 
 import contextlib
