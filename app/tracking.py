@@ -188,7 +188,7 @@ class Detector:
         """The detections of every picture of a batch."""
         inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device, self.model.dtype)
         outputs = self.model(**inputs, **self.vocabulary)
-        kept = {name: outputs[name].cpu() for name in KEPT_OUTPUTS}
+        kept = {name: _in_float32(outputs[name]) for name in KEPT_OUTPUTS}
         for index, picture in enumerate(pictures):
             one = {name: values[index : index + 1] for name, values in kept.items()}
             yield self._detections(ModelOutput(one), (picture.height, picture.width))
@@ -285,6 +285,11 @@ def _track(frames: Iterable[Any], detector: Detector, tracker: Tracker, batch_si
             count += 1
         for detections in detector.detect(batch):
             yield tracker.update(detections)
+
+
+def _in_float32(values: torch.Tensor) -> torch.Tensor:
+    """On the CPU, half precision widened: numpy knows no bfloat16."""
+    return values.cpu().float() if values.is_floating_point() else values.cpu()
 
 
 def mask_iou(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:

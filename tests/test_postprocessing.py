@@ -189,7 +189,7 @@ def test_ten_thousand_classes_never_make_a_large_tensor(monkeypatch):
 def test_classes_whose_scores_hardly_differ_are_told_apart_before_any_pixel_is():
     class_logits = 0.1 * torch.randn(1, 2, 41, generator=torch.Generator().manual_seed(0))
     outputs = boxes((0, 0, 24, 12), (0, 12, 24, 24), size=(24, 24), class_logits=class_logits)
-    (item,) = postprocessing_maftplus.read_predictions(outputs, None)
+    (item,) = predictions_maftplus.read_predictions(outputs, None)
     candidates = postprocessing_maftplus._candidates(item, item.probabilities[:, :-1].T.contiguous())
     assert (candidates[:, :, 0].sum(0) == 1).all()
     labels = postprocessing_maftplus.semantic_map(item, "class_maps")

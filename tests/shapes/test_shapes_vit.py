@@ -69,7 +69,7 @@ def vit(teacher_folder):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    export_coco_panoptic(folder, "train", 2, ("seen",), size=64)
+    export_coco_panoptic(folder, "train", 8, ("seen",), size=64)  # a batch of the recipe
     return folder
 
 
