@@ -7,7 +7,7 @@ MINUTES ?= 5
 
 PHOTOGRAPHS ?=
 
-.PHONY: demo test test-scale test-lower-bound test-common test-page fuzz chaos lint clean figures
+.PHONY: demo test test-page test-scale test-lower-bound test-common fuzz chaos lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo

@@ -20,6 +20,8 @@ from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 from maftplus.scale.worker import ShardReport, ShardWorker, Task, Words
 from maftplus.words_maftplus import ClassName, parse_distractors, split_distractors
 
+STARTS = 3  # of Ray on this machine, before that is given up
+QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 CPUS_A_WORKER = 4  # where there is no GPU
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
 
@@ -70,6 +72,7 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
 
     Raises:
         ValueError: if there is no cluster at the address.
+        OSError: if Ray does not start here.
     """
     if ray.is_initialized():
         yield
@@ -77,15 +80,33 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    here = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
-    try:
-        ray.init(address, logging_level="ERROR", log_to_driver=False, **(here if address is None else {}))
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"--address {address}: Ray cannot be reached ({_last_line(error)}).") from error
+    if address is None:
+        _start_here(num_cpus)
+    else:
+        _connect(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_here(num_cpus: int | None) -> None:
+    options = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**options, **QUIET)
+            return
+        except Exception as error:  # Ray raises a bare one where a busy machine takes more than its 30 seconds
+            ray.shutdown()
+            if attempt == STARTS:
+                raise OSError(f"Ray does not start on this machine ({_last_line(error)})") from error
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address, **QUIET)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"--address {address}: Ray cannot be reached ({_last_line(error)}).") from error
 
 
 def plan_pool(device: str | None, num_workers: int | None, num_threads: int | None) -> Pool:

@@ -57,6 +57,7 @@ NOT_RUN = [
         "python train/run.py train/recipes/overfit.yaml --do_train --dataset hub:NAME --image_column image \\",
         "the network",
     ),
+    ("docs/scale.md", "ray start --head --port 6379              # on the first machine", "a Ray cluster"),
     (
         "docs/page.md",
         "maftplus page --model shapes       # a folder, a name of `maftplus get`, or one of the Hub",
@@ -64,7 +65,6 @@ NOT_RUN = [
     ),
     ("docs/page.md", "maftplus page --model shapes --space my_space", "pip and setuptools, which build the wheel"),
     ("docs/page.md", "python -m venv my_space/venv", "the network"),
-    ("docs/scale.md", "ray start --head --port 6379              # on the first machine", "a Ray cluster"),
 ]
 
 

@@ -324,6 +324,21 @@ def test_actors_fit_on_the_machines_that_there_are(machines, given, pool, monkey
     assert plan_pool(*given) == pool
 
 
+def test_a_busy_machine_on_which_ray_takes_too_long_is_tried_again(monkeypatch):
+    calls = []
+
+    def start(**options):
+        calls.append(options["num_cpus"])
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(OSError, match="Ray does not start on this machine .*timed out"), ray_session(num_cpus=2):
+        pass
+    assert calls == [2, 2, 2]
+
+
 def test_a_source_without_pictures_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no picture"):
         JobFolder(str(tmp_path / "out")).begin({}, [])
