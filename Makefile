@@ -7,7 +7,7 @@ MINUTES ?= 5
 
 PHOTOGRAPHS ?=
 
-.PHONY: demo test test-scale test-lower-bound test-common fuzz chaos lint clean figures
+.PHONY: demo test test-page test-scale test-lower-bound test-common fuzz chaos lint clean figures
 
 demo: $(VENV)/.installed
 	$(BIN)/python shapes/demo.py --out out/demo
@@ -26,6 +26,11 @@ test-scale: $(VENV)/.installed
 # The oldest transformers that the package admits, in an environment of its own.
 test-lower-bound:
 	$(MAKE) test VENV=.venv-lower EXTRA="transformers==5.17.0"
+
+# The web page in a real browser: Debian's chromium, driven by Playwright.
+test-page: $(VENV)/.installed
+	command -v chromium > /dev/null || (apt-get update && apt-get install -y chromium)
+	$(BIN)/python -m pytest -q tests/page/drive_page.py
 
 # transformers' own common tests on our classes; downloads its source distribution, nothing of it is kept here.
 test-common: $(VENV)/.installed

@@ -21,6 +21,7 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "datasets": "train",
     "evaluate": "train",
     "gdown": "get",
+    "gradio": "page",
     "matplotlib": "train",
     "nncf": "openvino",
     "onnx": "onnx",

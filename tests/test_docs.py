@@ -58,6 +58,13 @@ NOT_RUN = [
         "the network",
     ),
     ("docs/scale.md", "ray start --head --port 6379              # on the first machine", "a Ray cluster"),
+    (
+        "docs/page.md",
+        "maftplus page --model shapes       # a folder, a name of `maftplus get`, or one of the Hub",
+        "somebody who stops it",
+    ),
+    ("docs/page.md", "maftplus page --model shapes --space my_space", "pip and setuptools, which build the wheel"),
+    ("docs/page.md", "python -m venv my_space/venv", "the network"),
 ]
 
 

@@ -125,11 +125,40 @@ def load_labels(name_or_file: str | Path) -> dict[str, list[list[str]]]:
         `"candidate_labels"`, the synonyms of every class, and `"stuff_labels"`, those of the stuff among them (none
         where the file does not say).
     """
-    labels = load_vocabulary_file(name_or_file)
-    return {
-        "candidate_labels": labels.prompts,
-        "stuff_labels": [labels.prompts[index] for index in labels.stuff or ()],
-    }
+    return to_labels(load_vocabulary_file(name_or_file))
+
+
+def parse_lines(lines: Iterable[str], source: str, name: str = "") -> VocabularyFile:
+    """
+    Lines of a labels file (see the module): ids in any order (rows keep the lines' order), or numbered from 0.
+
+    Args:
+        source: Where they come from, for messages.
+
+    Raises:
+        ValueError: if they hold no class, or on a line that is none; the message names the source and the line.
+    """
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [row for number, line in numbered if (row := _parse_line(line, f"{source}, line {number}"))]
+    if not rows:
+        raise ValueError(
+            f"{source} holds no class; write one line a class, `id:name,synonym,...` or `name,synonym,...`."
+        )
+    raw_ids, classes, is_stuff, places = (tuple(column) for column in zip(*rows))
+    if None in raw_ids:
+        raw_ids = _number_rows(raw_ids, places)
+    _refuse_repeated_ids(raw_ids, places)
+    stuff = tuple(index for index, value in enumerate(is_stuff) if value) or None
+    names = tuple(synonyms[0] for synonyms in classes)
+    vocabulary = VocabularyFile(name, names, classes, raw_ids, stuff, source=source, places=places)
+    _tell_repeated_names(vocabulary)
+    return vocabulary
+
+
+def to_labels(vocabulary: VocabularyFile) -> dict[str, list[list[str]]]:
+    """What `load_labels` gives, of a vocabulary that is read already."""
+    prompts = vocabulary.prompts
+    return {"candidate_labels": prompts, "stuff_labels": [prompts[index] for index in vocabulary.stuff or ()]}
 
 
 def with_prompts(vocabulary: VocabularyFile, other: VocabularyFile) -> VocabularyFile:
@@ -236,22 +265,7 @@ def _ids_where(rows: list[dict[str, Any]], key: str, value: bool, path: Path) ->
 
 
 def _from_lines(path: Path) -> VocabularyFile:
-    """Ids in any order (rows keep the file's order), or numbered from 0."""
-    lines = [(number, line) for number, line in enumerate(_read_text(path).split("\n"), start=1) if line.strip()]
-    rows = [row for number, line in lines if (row := _parse_line(line, f"{path}, line {number}"))]
-    if not rows:
-        raise ValueError(
-            f"{path} holds no class; write one line a class, `id:name,synonym,...` or `name,synonym,...`."
-        )
-    raw_ids, classes, is_stuff, places = (tuple(column) for column in zip(*rows))
-    if None in raw_ids:
-        raw_ids = _number_rows(raw_ids, places)
-    _refuse_repeated_ids(raw_ids, places)
-    stuff = tuple(index for index, value in enumerate(is_stuff) if value) or None
-    names = tuple(synonyms[0] for synonyms in classes)
-    vocabulary = VocabularyFile(path.stem, names, classes, raw_ids, stuff, source=str(path), places=places)
-    _tell_repeated_names(vocabulary)
-    return vocabulary
+    return parse_lines(_read_text(path).split("\n"), str(path), path.stem)
 
 
 def _parse_line(line: str, where: str) -> tuple[int | None, tuple[str, ...], bool, str] | None:
@@ -327,6 +341,8 @@ __all__ = [
     "load_labels",
     "load_vocabulary_file",
     "map_ids",
+    "parse_lines",
     "raw_to_training",
+    "to_labels",
     "with_prompts",
 ]
