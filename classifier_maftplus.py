@@ -184,6 +184,7 @@ def count_ids(ids: Tensor) -> int:
 
 
 def check_class_embeds(text_embeds: Tensor, text_class_ids: Tensor | None, width: int) -> None:
+    """Raise ValueError unless these are `text_embeds` (P, width) with the class of each row, `text_class_ids` (P,)."""
     if text_embeds.ndim != 2 or text_embeds.shape[-1] != width or not text_embeds.shape[0]:
         raise ValueError(
             f"`text_embeds` must be (synonyms, {width}), this model's joint space, got {tuple(text_embeds.shape)}. "
@@ -219,6 +220,7 @@ def checked_seen_classes(seen_classes: Tensor | None, class_ids: Tensor) -> Tens
 
 
 def check_prompts(**prompts: Tensor | None) -> None:
+    """Raise ValueError, naming it, for a part of the prompts that is missing, empty or no tensor."""
     for name, value in prompts.items():
         if isinstance(value, Tensor) and value.shape[:1] == (0,):
             raise ValueError(f"`{name}` is empty: there must be at least one class.")

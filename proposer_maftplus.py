@@ -170,6 +170,7 @@ class MaftPlusTextAttention(nn.Module):
         self.out_proj = nn.Linear(config.interaction_dim, config.hidden_dim)
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Tokens of a map (B, S, C) and text rows (B, P, D) -> what the tokens take from the words, (B, S, C)."""
         keys, biases, values = self._fold(text)  # (B, M * P, C), (B, 1, M * P), (B, M * P, C)
         at_once = max(1, SCORES_AT_ONCE // biases.shape[-1])
         parts = [tokens] if torch.compiler.is_compiling() else tokens.split(at_once, dim=1)

@@ -53,6 +53,7 @@ class Totals:
     num_first: int = 0  # its pictures
 
     def add(self, report: ShardReport) -> None:
+        """Take in what a shard came to."""
         self.last_seen = time.perf_counter()
         if self.first_seen is None:
             self.first_seen, self.num_first = self.last_seen, report.num_pictures

@@ -324,6 +324,7 @@ def draw_scene(
 
 
 def as_scene(image: np.ndarray, owner: np.ndarray, things: list, region: np.ndarray, stuff: list[int]) -> Scene:
+    """A painted picture with its segments: things by `owner` (0: none, H, W), the ground by `region` (H, W)."""
     segmentation = np.where(owner > 0, owner, region + 1 + len(things)).astype(np.uint8)
     classes = [thing.class_id for thing in things] + stuff
     patterns = [thing.pattern for thing in things] + [None] * len(stuff)
