@@ -13,7 +13,7 @@ Shapes: S side of a scene in pixels, K classes (42: colour-major pairs, then stu
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ SHAPES = {
     "cross": ("plus",),
     "ring": ("hoop",),
 }
+NEW_SHAPES = {"heart": (), "moon": (), "arrow": ()}  # in no scene unless asked for: what the shipped model never met
 STUFF = {
     "grass": ("lawn",),
     "bricks": ("wall",),
@@ -139,6 +140,8 @@ def _unit_outline(shape: str) -> np.ndarray:
         angles, radii = np.arange(3) / 3 * turn, np.full(3, 1.2)
     elif shape == "star":
         angles, radii = np.arange(10) / 10 * turn, np.tile([1.15, 0.5], 5)
+    elif shape in NEW_SHAPES:
+        return _new_outline(shape)
     else:
         arm = 0.36
         quarter = np.array([[arm, 1.05], [-arm, 1.05], [-arm, arm]])
@@ -147,7 +150,23 @@ def _unit_outline(shape: str) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], 1) * radii[:, None]
 
 
-OUTLINES = {shape: _unit_outline(shape) for shape in SHAPES}
+def _new_outline(shape: str) -> np.ndarray:
+    """As `_unit_outline`, of `NEW_SHAPES`."""
+    if shape == "heart":
+        t = np.arange(48) / 48 * 2 * math.pi
+        x = 16 * np.sin(t) ** 3
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        return np.stack([x, y], 1) / 15.5
+    if shape == "moon":
+        t = np.linspace(0.22, 1.78, 40) * math.pi
+        outer = np.stack([np.cos(t), np.sin(t)], 1) * 1.12
+        inner = np.stack([0.45 + 0.76 * np.cos(t), 0.76 * np.sin(t)], 1)
+        return np.concatenate([outer, inner[::-1]])
+    half = np.array([[1.15, 0.0], [0.2, 0.85], [0.2, 0.34], [-1.1, 0.34]])
+    return np.concatenate([half, half[:0:-1] * (1, -1)])
+
+
+OUTLINES = {shape: _unit_outline(shape) for shape in (*SHAPES, *NEW_SHAPES)}
 RING_HOLE = 0.52  # of the outer radius
 
 
@@ -254,9 +273,9 @@ def clip_window(start: int, length: int, size: int) -> tuple[slice, slice]:
     return slice(low, high), slice(low - start, high - start)
 
 
-def _place(class_id: int, size: int, rng: np.random.Generator, centred: bool) -> _Placed:
+def _place(class_id: int, shape: str, size: int, rng: np.random.Generator, centred: bool) -> _Placed:
     radius, angle = rng.uniform(11, 22), rng.uniform(0, 2 * math.pi)
-    coverage = draw_coverage(CLASSES[class_id].shape, radius, angle)
+    coverage = draw_coverage(shape, radius, angle)
     pattern = PATTERNS[rng.choice(3, p=(0.5, 0.25, 0.25))]
     shading = draw_pattern(pattern, len(coverage), rng.uniform(0, math.pi), rng)
     margin = radius if centred else 0.8 * radius
@@ -278,18 +297,20 @@ def _fits(thing: _Placed, owner: np.ndarray, areas: list[int]) -> bool:
     return bool(np.all(visible - hidden >= MIN_VISIBLE_SHARE * np.array(areas)))
 
 
-def _paint_things(image: np.ndarray, ids: list[int], rng: np.random.Generator) -> tuple[np.ndarray, list[_Placed]]:
+def _paint_things(
+    image: np.ndarray, ids: list[int], rng: np.random.Generator, classes: Sequence[ShapeClass]
+) -> tuple[np.ndarray, list[_Placed]]:
     """Draws things over `image` in place, later ones on top; a thing that would hide another is left out."""
     size = len(image)
     owner, areas, placed = np.zeros((size, size), np.uint8), [], []
     for class_id in ids:
-        thing = _place(class_id, size, rng, centred=len(ids) == 1)
+        thing = _place(class_id, classes[class_id].shape, size, rng, centred=len(ids) == 1)
         if not _fits(thing, owner, areas):
             continue
         placed.append(thing)
         areas.append(int((thing.coverage >= 0.5).sum()))
         owner[thing.rows, thing.columns][thing.coverage >= 0.5] = len(placed)
-        colour = np.array(COLOURS[CLASSES[class_id].colour][0]) + rng.uniform(-14, 14, 3)
+        colour = np.array(COLOURS[classes[class_id].colour][0]) + rng.uniform(-14, 14, 3)
         window, alpha = image[thing.rows, thing.columns], thing.coverage[..., None]
         image[thing.rows, thing.columns] = window + alpha * (colour * thing.shading[..., None] - window)
     return owner, placed
@@ -301,6 +322,7 @@ def draw_scene(
     size: int = 128,
     num_things: tuple[int, int] = (3, 6),
     num_regions: tuple[int, int] = (2, 3),
+    classes: Sequence[ShapeClass] = CLASSES,
 ) -> Scene:
     """
     Draws one scene.
@@ -310,6 +332,7 @@ def draw_scene(
         allowed: class ids of the things that may occur.
         size: side S in pixels; things keep their size, so small scenes are crops of large ones.
         num_things, num_regions: least and most of each; a thing that would hide another is left out.
+        classes: what class ids stand for; the world's own come first, as the ground is drawn of them.
 
     Raises:
         ValueError: if `size` is below 48.
@@ -318,20 +341,27 @@ def draw_scene(
         raise ValueError(f"`size` must be at least {MIN_SIZE} pixels to hold a thing, got {size}.")
     image, region, stuff = paint_stuff(size, int(rng.integers(num_regions[0], num_regions[1] + 1)), rng)
     ids = rng.choice(allowed, int(rng.integers(num_things[0], num_things[1] + 1))).tolist()
-    owner, things = _paint_things(image, ids, rng)
+    owner, things = _paint_things(image, ids, rng, classes)
     image = image * rng.uniform(0.88, 1.1) + rng.standard_normal(image.shape, np.float32) * 3
-    return as_scene(np.clip(image, 0, 255).astype(np.uint8), owner, things, region, stuff)
+    return as_scene(np.clip(image, 0, 255).astype(np.uint8), owner, things, region, stuff, classes)
 
 
-def as_scene(image: np.ndarray, owner: np.ndarray, things: list, region: np.ndarray, stuff: list[int]) -> Scene:
+def as_scene(
+    image: np.ndarray,
+    owner: np.ndarray,
+    things: list,
+    region: np.ndarray,
+    stuff: list[int],
+    classes: Sequence[ShapeClass] = CLASSES,
+) -> Scene:
     """A painted picture with its segments: things by `owner` (0: none, H, W), the ground by `region` (H, W)."""
     segmentation = np.where(owner > 0, owner, region + 1 + len(things)).astype(np.uint8)
-    classes = [thing.class_id for thing in things] + stuff
+    ids = [thing.class_id for thing in things] + stuff
     patterns = [thing.pattern for thing in things] + [None] * len(stuff)
-    visible = np.bincount(segmentation.ravel(), minlength=len(classes) + 1)
+    visible = np.bincount(segmentation.ravel(), minlength=len(ids) + 1)
     segments = [
-        {"id": index + 1, "category_id": int(c), "isthing": CLASSES[c].isthing, "pattern": pattern}
-        for index, (c, pattern) in enumerate(zip(classes, patterns))
+        {"id": index + 1, "category_id": int(c), "isthing": classes[c].isthing, "pattern": pattern}
+        for index, (c, pattern) in enumerate(zip(ids, patterns))
         if visible[index + 1]
     ]
     return Scene(image, segmentation, segments)
