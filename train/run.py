@@ -57,13 +57,7 @@ from maftplus.train.options import (
 )
 from maftplus.train.processes import process_state
 from maftplus.train.publish import push_files, write_card
-from maftplus.train.trainer import (
-    WHICH_LOSSES,
-    MaftPlusTrainer,
-    MaftPlusTrainingArguments,
-    NonFiniteLossError,
-    trainable_parameters,
-)
+from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments, NonFiniteLossError, trainable_parameters
 from maftplus.vocabularies.files import VocabularyFile
 from maftplus.words_maftplus import class_key, find_seen_classes
 
@@ -187,40 +181,20 @@ def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, args: MaftPlusTrainingArguments
 ) -> MaftPlusTrainer:
     """
-    Data, model, processor and teacher as the options name them, put together.
+    Data, model, processor and teacher, put together.
 
     Raises:
-        ValueError: if there is nothing to do, and as `assemble_trainer`.
+        ValueError: if there is nothing to do, not even one batch to train on, or nothing that the losses train.
     """
     train_data = (
         load_data(data_args, data_args.train_split, max_samples=data_args.max_train_samples) if args.do_train else None
     )
     eval_data = load_eval_data(data_args) if args.do_eval or args.eval_strategy != "no" else None
-    if train_data is None and eval_data is None:  # a stream has no length, so no truth value
+    data = eval_data if train_data is None else train_data  # a stream has no length, so no truth value
+    if data is None:
         raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
     processor = build_processor(model_args, data_args)
-    return assemble_trainer(build_model(model_args), processor, train_data, eval_data, model_args, data_args, args)
-
-
-def assemble_trainer(
-    model: MaftPlusForUniversalSegmentation,
-    processor: MaftPlusProcessor,
-    train_data: Any,
-    eval_data: Any,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: MaftPlusTrainingArguments,
-) -> MaftPlusTrainer:
-    """
-    A trainer of a model on data that are there already; the data's classes become the model's and the processor's.
-
-    Args:
-        train_data, eval_data: As `load_data` returns them; one of them may be `None`.
-
-    Raises:
-        ValueError: if there is not even one batch to train on, or nothing that the losses train.
-    """
-    data = eval_data if train_data is None else train_data
+    model = build_model(model_args)
     if train_data is not None:
         _require_a_step(train_data, model, args)
         _add_training_classes(processor, train_data, model_args)
@@ -242,8 +216,10 @@ def assemble_trainer(
 
 def _require_a_step(data, model: MaftPlusForUniversalSegmentation, args: MaftPlusTrainingArguments) -> None:
     """Raises ValueError if training would do nothing without a word: too few pictures, or nothing to train."""
-    if not trainable_parameters(model, args.freeze_trunk):
-        raise ValueError(f"No parameter is reached by a loss. {WHICH_LOSSES}")
+    if not trainable_parameters(model):
+        raise ValueError(
+            "No parameter is reached by a loss; see `mask_aware_weight` and `compensation_weight` of `model_config`."
+        )
     at_once = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and hasattr(data, "__len__") and not is_stream(data) and len(data) < at_once:
         raise ValueError(

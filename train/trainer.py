@@ -33,7 +33,6 @@ logger = logging.get_logger(__name__)
 SEMANTIC_KEYS = ("mean_iou", "mean_iou_present", "frequency_weighted_iou", "mean_accuracy", "overall_accuracy")
 SEEN_KEYS = ("seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou")
 PANOPTIC_KEYS = tuple(f"{key}{ending}" for ending in ("", "_things", "_stuff") for key in ("pq", "sq", "rq"))
-WHICH_LOSSES = "The trunk learns from `mask_aware_weight` and `compensation_weight` of `model_config` alone."
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -47,9 +46,6 @@ class MaftPlusTrainingArguments(TrainingArguments):
 
     trunk_lr_multiplier: float = field(
         default=0.1, metadata={"help": "Learning rate of CLIP's vision trunk relative to `learning_rate`."}
-    )
-    freeze_trunk: bool = field(
-        default=False, metadata={"help": "CLIP's vision trunk stays as it is, whatever losses would reach it."}
     )
     total_train_batch_size: int | None = field(
         default=None,
@@ -91,12 +87,12 @@ class MaftPlusTrainingArguments(TrainingArguments):
             self.gradient_accumulation_steps = self.total_train_batch_size // at_once
 
 
-def trainable_modules(model: nn.Module, freeze_trunk: bool = False) -> dict[str, nn.Module]:
+def trainable_modules(model: nn.Module) -> dict[str, nn.Module]:
     """
     The modules of a `MaftPlusForUniversalSegmentation` that its losses train, by name in `model`.
 
     MAFT+ and FC-CLIP: segmenter and void embedding, CDT where there is one; the vision trunk as long as a loss reaches
-    it (mask-aware or compensation) and `freeze_trunk` does not say otherwise. MAFT: attention and LayerNorms of every ViT layer and the final norm.
+    it (mask-aware or compensation). MAFT: attention and LayerNorms of every ViT layer and the final norm.
     The text tower, the projections and CLIP's logit scale never train.
     """
     network, config = model.model, model.config
@@ -105,24 +101,24 @@ def trainable_modules(model: nn.Module, freeze_trunk: bool = False) -> dict[str,
         modules = {"model.segmenter": network.segmenter, "model.void_embedding": network.void_embedding}
     if config.cdt_form != "off":
         modules["model.cdt"] = network.cdt
-    if not freeze_trunk and (config.mask_aware_weight > 0 or config.compensation_weight > 0):
+    if config.mask_aware_weight > 0 or config.compensation_weight > 0:
         modules.update(_trainable_trunk(network.clip.vision_model, "model.clip.vision_model"))
     return modules
 
 
-def trainable_parameters(model: nn.Module, freeze_trunk: bool = False) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter of `trainable_modules`, by its full name in `model`."""
     return {
         f"{prefix}.{name}": parameter
-        for prefix, module in trainable_modules(model, freeze_trunk).items()
+        for prefix, module in trainable_modules(model).items()
         for name, parameter in module.named_parameters()
     }
 
 
-def freeze_all_but_trainable(model: nn.Module, freeze_trunk: bool = False) -> None:
-    """Let gradients reach `trainable_parameters` and nothing else."""
+def freeze_all_but_trainable(model: nn.Module) -> None:
+    """Let gradients reach `trainable_parameters(model)` and nothing else."""
     model.requires_grad_(False)
-    for parameter in trainable_parameters(model, freeze_trunk).values():
+    for parameter in trainable_parameters(model).values():
         parameter.requires_grad_(True)
 
 
@@ -132,7 +128,7 @@ def parameter_groups(
     """
     Groups for AdamW: at most one for each pair of learning rate and decay, with the parameters' `names`.
 
-    What is frozen is left out. CLIP's vision trunk gets `trunk_lr_multiplier`; norms and embedding layers get no decay. Bare parameters (level
+    CLIP's vision trunk gets `trunk_lr_multiplier`; norms and embedding layers get no decay. Bare parameters (level
     embedding, layer scales, logit scale) decay, as in the released code.
     """
     no_decay = {
@@ -144,8 +140,6 @@ def parameter_groups(
     trunk = {id(parameter) for parameter in model.model.clip.parameters()}
     groups = {}
     for name, parameter in trainable_parameters(model).items():
-        if not parameter.requires_grad:
-            continue
         rate = learning_rate * (trunk_lr_multiplier if id(parameter) in trunk else 1.0)
         decay = 0.0 if id(parameter) in no_decay else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
@@ -199,11 +193,10 @@ class MaftPlusTrainer(Trainer):
             None,
         )  # `_save_checkpoint` does it
         self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
-        freeze_all_but_trainable(self.model, self.args.freeze_trunk)
+        freeze_all_but_trainable(self.model)
         self._frozen = frozen_modules(self.model)
         config = self.model.config
-        learns_trunk = not self.args.freeze_trunk and config.clip_config.takes_masks_by_pooling
-        self._compensates = config.compensation_weight > 0 and learns_trunk
+        self._compensates = config.compensation_weight > 0 and config.clip_config.takes_masks_by_pooling
         self._distils = config.distillation_weight > 0 and not hasattr(self.model.model, "segmenter")
         self.teacher = None
         if self._compensates or self._distils:
@@ -245,8 +238,6 @@ class MaftPlusTrainer(Trainer):
         outputs = model(**inputs, loss_counts=num_items_in_batch)
         losses = {**outputs.loss_dict, **self._teacher_losses(inputs, outputs, num_items_in_batch)}
         loss = sum(losses.values())
-        if model.training and not loss.requires_grad:
-            raise ValueError(f"No loss ({', '.join(losses)}) reaches a parameter that trains. {WHICH_LOSSES}")
         _stop_unless_finite(loss, losses, names, self.state.global_step)
         if model.training:
             self._add_to_logs(losses)
