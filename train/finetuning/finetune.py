@@ -1,0 +1,283 @@
+"""From a folder of labelled pictures to a model that knows their classes: what `maftplus finetune` does.
+
+    folder = finetune(FinetuneOptions(data="my_pets", out=Path("runs/pets"), model="shapes", preset="lora"))
+
+The data are recognised and looked at, time and memory estimated from three real steps, the model measured before and
+after on pictures that it does not train on; the best of its states on the way is kept. `out` then holds `model/`,
+`adapter/` (LoRA), `report.html` and `metrics.json`. Training itself is `train/run.py`'s.
+"""
+
+import json
+import logging
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import EarlyStoppingCallback
+
+from maftplus.pictures.files import write_atomically
+from maftplus.train.checkpoints import checkpoints_of
+from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, scalar_figures
+from maftplus.train.finetuning.forms import Form, read_form
+from maftplus.train.finetuning.kept import Kept, find_vocabulary, measure, opinions, truth
+from maftplus.train.finetuning.lora import has_adapter, merge_adapter, save_adapter
+from maftplus.train.finetuning.page import write_page
+from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
+from maftplus.train.finetuning.presets import (
+    MINUTES,
+    SCRATCH,
+    Arguments,
+    FinetuneOptions,
+    make_arguments,
+    training_transforms,
+)
+from maftplus.train.finetuning.survey import Survey, survey
+from maftplus.train.publish import write_card
+from maftplus.train.run import assemble_trainer, build_model, build_processor, find_checkpoint
+from maftplus.train.trainer import MaftPlusTrainer
+
+logger = logging.getLogger("maftplus.train")
+
+PLAN, REPORT, METRICS = "plan.json", "report.html", "metrics.json"
+FIGURES = {"semantic": ("eval_mean_iou", "mIoU"), "panoptic": ("eval_pq", "PQ")}
+NUM_EXAMPLES = 6
+Tell = Callable[[str], Any]
+
+
+@dataclass
+class Story:
+    """
+    All that happened, for the report.
+
+    Args:
+        before: None from random weights, which know nothing.
+        num_trained, num_parameters: Numbers that train, and all of the model.
+    """
+
+    options: FinetuneOptions
+    form: Form
+    survey: Survey
+    plan: Plan
+    after: Evaluation
+    before: Evaluation | None = None
+    kept: list[Kept] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    num_steps: int = 0
+    best_step: int = 0
+    num_trained: int = 0
+    num_parameters: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds: fractions of 1, seconds, bytes."""
+        figures = {"after": self.after} if self.before is None else {"before": self.before, "after": self.after}
+        names = ("num_steps", "best_step", "num_trained", "num_parameters", "seconds", "peak_bytes")
+        kept = [
+            {
+                "what": one.what,
+                **{n: e and scalar_figures(e.figures) for n, e in (("before", one.before), ("after", one.after))},
+            }
+            for one in self.kept
+        ]
+        measured = {name: scalar_figures(one.figures) for name, one in figures.items()}
+        return {**measured, "kept": kept, **{name: getattr(self, name) for name in names}, "plan": asdict(self.plan)}
+
+
+def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
+    """
+    Fine-tune a model, or train one from random weights, and write all that comes of it.
+
+    Args:
+        tell: Is given a line for every step of the way.
+
+    Raises:
+        ValueError, OSError: for what a user can cause, as `read_form`, `survey` and `make_arguments`; if `out` holds
+            results already.
+        SystemExit: with 143 after SIGTERM; `resume` goes on from there.
+    """
+    options.check()
+    _check_out(options)
+    form, found = _look_at(options, tell)
+    arguments = make_arguments(options, FIGURES[form.task][0], len(form.train))
+    trainer, kept = _build(options, form, arguments, tell)
+    look = partial(_measure_task, trainer, form)
+    before = None if options.recipe == SCRATCH else look()
+    plan = _plan(options, trainer, before or look(), tell)
+    if before is not None:
+        tell(f"before: {_describe(before)} on the held-out pictures")
+    _train(trainer, plan, options)
+    after = look()
+    for one in kept:
+        (one.after,) = measure(_predictor(trainer), one.data).values()
+    story = Story(options, form, found, plan, after, before, kept, **_facts(trainer))
+    if trainer.is_world_process_zero():
+        _write(story, trainer, arguments)
+        _tell_the_end(story, tell)
+    return story
+
+
+def _check_out(options: FinetuneOptions) -> None:
+    """Raises ValueError if `out` holds something and nothing says what to do with it; empties it where told so."""
+    out = options.out
+    if not out.exists() or options.resume:
+        return
+    ours = [path for path in (out / PLAN, out / METRICS, out / "model") if path.exists()]
+    if any(out.iterdir()) and not (options.overwrite and ours):
+        way = (
+            "go on with --resume, start anew with --overwrite, or name another --out" if ours else "name another --out"
+        )
+        raise ValueError(f"{out} holds {'an earlier run' if ours else 'files'}: {way}.")
+    for path in [*ours, *checkpoints_of(out), out / "adapter", out / REPORT]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
+    columns = {"image_column": options.image_column, "label_column": options.label_column}
+    task = "panoptic" if options.task == "instance" else options.task
+    form = read_form(options.data, labels_file=options.labels_file, task=task, seed=options.seed, **columns)
+    found = survey(form)
+    for line in found.lines:
+        tell(line)
+    return form, found
+
+
+def _build(
+    options: FinetuneOptions, form: Form, arguments: Arguments, tell: Tell
+) -> tuple[MaftPlusTrainer, list[Kept]]:
+    """The trainer, and what the model says to other words before anything is changed."""
+    model_args, data_args, args = arguments
+    torch.manual_seed(options.seed)
+    model, processor = build_model(model_args), build_processor(model_args, data_args)
+    kept = []
+    if options.recipe != SCRATCH:
+        kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
+    data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
+    trainer = assemble_trainer(model, processor, form.train, form.validation, *arguments)
+    if options.patience:
+        trainer.add_callback(EarlyStoppingCallback(options.patience))
+    trained, total = _count(trainer)
+    tell(f"model: {options.model}, {options.recipe}: {trained:,} of {total:,} parameters train")
+    return trainer, kept
+
+
+def _keep(options: FinetuneOptions, predict: ModelPredictor, form: Form, tell: Tell) -> list[Kept]:
+    kept = []
+    if options.keep_data is not None:
+        other = read_form(options.keep_data, labels_file=options.keep_labels, seed=options.seed)
+        kept.append(truth(predict, other.validation))
+    else:
+        words = find_vocabulary(predict.model.config, options.keep_labels)
+        if words is None:
+            tell("the model has stored no words: name others with --keep-labels to see what it forgets")
+        else:
+            kept.append(opinions(predict, form.validation, words))
+    return kept
+
+
+def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor:
+    """The trainer's model as a predictor, of the data's words or (`stored`) of its own."""
+    args = trainer.args
+    context = partial(torch.autocast, args.device.type, torch.bfloat16, enabled=args.bf16)
+    return ModelPredictor(trainer.model, trainer.processing_class, {} if stored else None, context)
+
+
+def _measure_task(trainer: MaftPlusTrainer, form: Form) -> Evaluation:
+    trainer.model.to(trainer.args.device)
+    kinds = {form.task: form.task}
+    return measure(_predictor(trainer, stored=True), form.validation, kinds, NUM_EXAMPLES)[form.task]
+
+
+def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluation, tell: Tell) -> Plan:
+    """As long as an interrupted run had planned, or as three steps say."""
+    path = options.out / PLAN
+    if options.resume:
+        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+    else:
+        minutes = options.minutes or MINUTES[options.recipe]
+        plan = make_plan(measure_steps(trainer), measured.seconds, minutes, options.max_steps)
+        (plan,) = broadcast_object_list([plan])  # all processes train as long as the first
+        if trainer.is_world_process_zero():
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(asdict(plan), indent=2))
+    tell(f"plan: {plan}")
+    args = trainer.args
+    args.max_steps, args.eval_steps, args.save_steps = plan.max_steps, plan.eval_steps, plan.eval_steps
+    args.logging_steps, args.warmup_steps = max(1, plan.max_steps // 50), plan.max_steps // 30
+    return plan
+
+
+def _train(trainer: MaftPlusTrainer, plan: Plan, options: FinetuneOptions) -> None:
+    trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
+    if trainer.sigterm.received:
+        logger.warning("Stopped by SIGTERM; go on with --resume.")
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _count(trainer: MaftPlusTrainer) -> tuple[int, int]:
+    parameters = list(trainer.model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def _facts(trainer: MaftPlusTrainer) -> dict[str, Any]:
+    """What the report says of the training itself."""
+    state = trainer.state
+    trained, total = _count(trainer)
+    best = (state.best_model_checkpoint or "").rpartition("-")[2]
+    seconds = next((row["train_runtime"] for row in reversed(state.log_history) if "train_runtime" in row), 0.0)
+    return {
+        "history": state.log_history,
+        "num_steps": state.global_step,
+        "best_step": int(best) if best.isdigit() else state.global_step,
+        "num_trained": trained,
+        "num_parameters": total,
+        "seconds": seconds,
+        "peak_bytes": peak_memory(),
+    }
+
+
+def _write(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None:
+    """The adapter, the model folder with its card, the report and the figures; checkpoints have done their work."""
+    out, model = story.options.out, trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if has_adapter(model):
+        save_adapter(model, out / "adapter")
+        trainer.processing_class.save_pretrained(out / "adapter")
+        merge_adapter(model)
+    model.save_pretrained(out / "model")
+    trainer.processing_class.save_pretrained(out / "model")
+    write_page(story, out / REPORT)
+    write_atomically(out / METRICS, json.dumps(story.metrics, indent=2))
+    _write_card(story, trainer, arguments)
+    for path in checkpoints_of(out):
+        shutil.rmtree(path)
+
+
+def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None:
+    data_args, config = arguments[1], trainer.model.config
+    data_args.dataset = f"{story.form.validation.name} ({story.form.split})"
+    data_args.train_split, data_args.eval_split = "train", "held out"
+    classes = [config.id2label[index] for index in range(len(config.id2label))]
+    metrics = {f"eval_{name}": value for name, value in scalar_figures(story.after.figures).items()}
+    stuff = [classes[index] for index in config.stuff_ids or ()]
+    write_card(story.options.out / "model", trainer, metrics, data_args, story.options.command(), "", classes, stuff)
+
+
+def _describe(evaluation: Evaluation) -> str:
+    key, name = FIGURES[evaluation.task]
+    return f"{name} {100 * evaluation.figures[key.removeprefix('eval_')]:.1f}"
+
+
+def _tell_the_end(story: Story, tell: Tell) -> None:
+    out = story.options.out
+    tell(f"after: {_describe(story.after)} on {story.after.num_images} held-out pictures (step {story.best_step})")
+    for one in story.kept:
+        tell(one.line)
+    tell(f"report: {out / REPORT}")
+    tell(f"use it: maftplus segment PICTURE --model {out / 'model'}")
+    tell(f'or: pipeline("image-segmentation", model="{out / "model"}", trust_remote_code=True)("picture.jpg")')

@@ -1,0 +1,159 @@
+"""What a preset trains and how: its recipe (`train/recipes/finetune_*.yaml`), and what the command line changes of it.
+
+`quick` trains what stands behind the trunk, `full` everything as published, `lora` adapters; `--model scratch` starts
+from random weights with settings of its own.
+"""
+
+import shlex
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from maftplus.conversion.registry import find_model
+from maftplus.train.options import DataArguments, ModelArguments, parse_arguments
+from maftplus.train.trainer import MaftPlusTrainingArguments
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SCRATCH, LORA = "scratch", "lora"
+MINUTES = {"quick": 10, "full": 45, LORA: 30, SCRATCH: 55}
+SCALES = (0.8, 1.0, 1.25)  # of a training picture's shorter side; a square of the evaluation's size is cut out
+FC_CLIP_ALPHA = 0.4  # weight of CLIP's scores for trained classes, arXiv 2308.02487
+Arguments = tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]
+
+
+@dataclass
+class FinetuneOptions:
+    """
+    What `maftplus finetune` is asked for. `None` leaves a setting to the preset.
+
+    Args:
+        data: Folder in any form that `read_form` knows, or a data set of the Hub.
+        out: Folder for `report.html`, `model/`, `metrics.json`, and `adapter/` with LoRA.
+        model: Folder or Hub name of a model, or `"scratch"`.
+        task: `"semantic"`, `"instance"`, `"panoptic"`.
+        max_steps, minutes: How long; steps win over minutes.
+        image_size: Shorter side of a picture, in training, evaluation and use.
+        keep_labels: Vocabulary (name or file) whose results are compared before and after; default: the stored one.
+        keep_data: Labelled pictures of other classes that are measured before and after.
+        patience: Measurements without a better figure after which training stops; 0: never.
+    """
+
+    data: str
+    out: Path
+    model: str = SCRATCH
+    labels_file: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    task: str | None = None
+    preset: str = "quick"
+    max_steps: int | None = None
+    minutes: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    compensation_weight: float | None = None
+    image_size: int | None = None
+    lora_rank: int = 8
+    keep_labels: str | None = None
+    keep_data: str | None = None
+    patience: int = 4
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    use_cpu: bool = False
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def recipe(self) -> str:
+        """The preset, or `"scratch"`."""
+        return SCRATCH if self.model == SCRATCH else self.preset
+
+    def check(self) -> None:
+        """Raises ValueError for a preset that does not exist or cannot start from random weights."""
+        if self.preset not in MINUTES or self.preset == SCRATCH:
+            raise ValueError(f"`preset` must be quick, full or lora, got {self.preset!r}.")
+        if self.recipe == SCRATCH and self.preset == LORA:
+            raise ValueError("`preset` lora adapts a trained model; leave it out with --model scratch.")
+
+    def command(self) -> str:
+        """The command line of these options, what is at its default left out."""
+        parts = ["maftplus", "finetune"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("model", "preset") or value != field.default:
+                if field.name not in ("bf16", "use_cpu", "resume", "overwrite"):
+                    flag = f"--{field.name.replace('_', '-')}"
+                    parts += [flag] if value is True else [flag, str(value)]
+        return shlex.join(parts)
+
+
+def make_arguments(options: FinetuneOptions, figure: str, num_train: int) -> Arguments:
+    """
+    Options of `train/run.py`: the recipe, and what the command line says.
+
+    Args:
+        figure: What tells the best model.
+        num_train: Pictures of the training part; a batch holds no more of them.
+
+    Raises:
+        ValueError, OSError: as `parse_arguments`.
+    """
+    options.check()
+    given = {
+        "output_dir": options.out,
+        "seed": options.seed,
+        "bf16": options.bf16,
+        "use_cpu": options.use_cpu,
+        "learning_rate": options.learning_rate,
+        "per_device_train_batch_size": options.batch_size,
+        "lora_rank": options.lora_rank,
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "metric_for_best_model": figure,
+        "report_to": "none",
+        "disable_tqdm": "false",
+        "overwrite_output_dir": options.overwrite,
+        "resume_from_checkpoint": "last" if options.resume else None,
+    }
+    switches = [
+        "--do_train",
+        "--do_eval",
+        "--load_best_model_at_end",
+        "--greater_is_better",
+        "true",
+        "--max_steps",
+        "1",
+    ]
+    switches += ["--eval_strategy", "steps", "--save_strategy", "steps", "--save_total_limit", "1"]
+    parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
+    recipe = str(RECIPES / f"finetune_{options.recipe}.yaml")
+    model_args, data_args, args = parse_arguments([recipe, *switches, *parts])
+    args.per_device_train_batch_size = min(args.per_device_train_batch_size, num_train)
+    if options.recipe != SCRATCH:
+        model_args = _with_model(model_args, options)
+    if options.image_size is not None:
+        data_args.eval_size = {"shortest_edge": options.image_size, "longest_edge": options.image_size * 5 // 3}
+    return model_args, data_args, args
+
+
+def _with_model(model_args: ModelArguments, options: FinetuneOptions) -> ModelArguments:
+    """Which model, and the weights of its losses."""
+    changes: dict[str, Any] = {**model_args.model_config, "dtype": "float32"}
+    if options.compensation_weight is not None:
+        changes["compensation_weight"] = options.compensation_weight
+    config = AutoConfig.from_pretrained(find_model(options.model))
+    if options.recipe == "quick" and config.cdt_form == "off":
+        changes["mask_aware_weight"] = 0.0  # nothing that it reaches would train
+        changes["ensemble_alpha"] = min(config.ensemble_alpha, FC_CLIP_ALPHA)
+    return replace(model_args, model_name_or_path=options.model, model_config=changes)
+
+
+def training_transforms(size: dict[str, int]) -> list[dict[str, Any]]:
+    """Scale, place and side by chance, for pictures that are evaluated at `size`."""
+    side = size["shortest_edge"]
+    return [
+        {"name": "resize_shortest_edge", "shortest": [round(side * scale) for scale in SCALES], "longest": 4 * side},
+        {"name": "random_crop", "size": side},
+        {"name": "random_flip"},
+    ]
