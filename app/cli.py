@@ -15,6 +15,7 @@ from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
 from maftplus.app.commands.endpoint import endpoint
 from maftplus.app.commands.export import export
+from maftplus.app.commands.finetune import finetune
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
 from maftplus.app.commands.merge import merge
@@ -32,6 +33,7 @@ COMMANDS = (
     batch,
     report,
     words,
+    finetune,
     get,
     check,
     convert,

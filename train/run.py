@@ -183,20 +183,40 @@ def build_trainer(
     model_args: ModelArguments, data_args: DataArguments, args: MaftPlusTrainingArguments
 ) -> MaftPlusTrainer:
     """
-    Data, model, processor and teacher, put together.
+    Data, model, processor and teacher as the options name them, put together.
 
     Raises:
-        ValueError: if there is nothing to do, not even one batch to train on, or nothing that the losses train.
+        ValueError: if there is nothing to do, and as `assemble_trainer`.
     """
     train_data = (
         load_data(data_args, data_args.train_split, max_samples=data_args.max_train_samples) if args.do_train else None
     )
     eval_data = load_eval_data(data_args) if args.do_eval or args.eval_strategy != "no" else None
-    data = eval_data if train_data is None else train_data  # a stream has no length, so no truth value
-    if data is None:
+    if train_data is None and eval_data is None:  # a stream has no length, so no truth value
         raise ValueError("Nothing to do: pass `--do_train`, `--do_eval` or both.")
     processor = build_processor(model_args, data_args)
-    model = build_model(model_args)
+    return assemble_trainer(build_model(model_args), processor, train_data, eval_data, model_args, data_args, args)
+
+
+def assemble_trainer(
+    model: MaftPlusForUniversalSegmentation,
+    processor: MaftPlusProcessor,
+    train_data: Any,
+    eval_data: Any,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: MaftPlusTrainingArguments,
+) -> MaftPlusTrainer:
+    """
+    A trainer of a model on data that are there already; the data's classes become the model's and the processor's.
+
+    Args:
+        train_data, eval_data: As `load_data` returns them; one of them may be `None`.
+
+    Raises:
+        ValueError: if there is not even one batch to train on, or nothing that the losses train.
+    """
+    data = eval_data if train_data is None else train_data
     if train_data is not None:
         _require_a_step(train_data, args)
         _add_training_classes(processor, train_data, model_args)

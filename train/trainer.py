@@ -242,8 +242,7 @@ class MaftPlusTrainer(Trainer):
         if self._compensates or self._distils:
             teacher = frozen_copy(self.model.model.clip) if teacher is None else teacher.eval().requires_grad_(False)
             self.teacher = teacher.to(self.args.device)
-        self._loss_sums: dict[str, Tensor] = {}
-        self._num_summed = 0
+        self.forget_losses()
         self.add_callback(EpochCallback())
         self.sigterm = SigtermCallback()
         self.add_callback(self.sigterm)
@@ -301,8 +300,13 @@ class MaftPlusTrainer(Trainer):
             means = torch.stack([self._loss_sums[name] for name in names]) / self._num_summed
             means = self.accelerator.reduce(means, reduction="mean")
             logs.update(zip(names, means.tolist()))
-            self._loss_sums, self._num_summed = {}, 0
+            self.forget_losses()
         super().log(logs, start_time)
+
+    def forget_losses(self) -> None:
+        """The next log averages over the steps from here on."""
+        self._loss_sums: dict[str, Tensor] = {}
+        self._num_summed = 0
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """

@@ -55,15 +55,13 @@ def finetune(
     seed: Annotated[int, _option(TRAINING, help="Of the split, the order and the weights.")] = 0,
     keep_labels: Annotated[
         str | None,
-        _option(OTHERS, help="Words, by name or file, compared before and after. Default: the stored ones."),
+        _option(OTHERS, help="Words, by name or file, compared before and after. Default: stored ones."),
     ] = None,
     keep_data: Annotated[
         str | None, _option(OTHERS, help="Labelled pictures of other classes, measured before and after.")
     ] = None,
     resume: Annotated[bool, _option(TRAINING, "--resume", help="Go on where an interrupted run stopped.")] = False,
-    overwrite: Annotated[
-        bool, _option(DATA, "--overwrite", help="Replace what an earlier run left in --out.")
-    ] = False,
+    overwrite: Annotated[bool, _option(DATA, "--overwrite", help="Replace what an earlier run left there.")] = False,
 ) -> None:
     """Fine-tune a model on your own labelled pictures, or train one from scratch; measured before and after."""
     import torch

@@ -79,14 +79,8 @@ class Story:
         """What `metrics.json` holds: fractions of 1, seconds, bytes."""
         figures = {"after": self.after} if self.before is None else {"before": self.before, "after": self.after}
         names = ("num_steps", "best_step", "num_trained", "num_parameters", "seconds", "peak_bytes")
-        kept = [
-            {
-                "what": one.what,
-                **{n: e and scalar_figures(e.figures) for n, e in (("before", one.before), ("after", one.after))},
-            }
-            for one in self.kept
-        ]
         measured = {name: scalar_figures(one.figures) for name, one in figures.items()}
+        kept = [one.metrics for one in self.kept]
         return {**measured, "kept": kept, **{name: getattr(self, name) for name in names}, "plan": asdict(self.plan)}
 
 

@@ -1,8 +1,8 @@
 """What a fine-tuned model still knows of other words: the same pictures under other words, before and after.
 
 Two ways. Of the held-out pictures nobody knows the truth under other words, so the base model's own answers stand for
-it: how far the fine-tuned model still agrees with them (`Opinions`; a change need not be a loss, say where the base
-took a new thing for an old one). Of labelled pictures with other classes (`--keep-data`) both models have real figures.
+it: how far the fine-tuned model still agrees with them (`opinions`; a change need not be a loss, say where the base
+took a new thing for an old one). Of labelled pictures of other classes (`--keep-data`) both have real figures.
 Shapes: H x W the picture.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maftplus.train.evaluation.evaluate import Evaluation, SampleStream, count_predictions
+from maftplus.train.evaluation.evaluate import Evaluation, SampleStream, count_predictions, scalar_figures
 from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file
 
 MOST_PICTURES = 100  # whose maps are kept in memory
@@ -41,6 +41,12 @@ class Kept:
     def figures(self) -> list[str]:
         """mIoU and share of the pixels, before and after, in percent."""
         return [_cell(self.before), _cell(self.after)]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """For JSON: fractions of 1."""
+        both = {"before": self.before, "after": self.after}
+        return {"what": self.what, **{name: one and scalar_figures(one.figures) for name, one in both.items()}}
 
     @property
     def line(self) -> str:

@@ -20,6 +20,7 @@ SCRATCH, LORA = "scratch", "lora"
 MINUTES = {"quick": 10, "full": 45, LORA: 30, SCRATCH: 55}
 SCALES = (0.8, 1.0, 1.25)  # of a training picture's shorter side; a square of the evaluation's size is cut out
 FC_CLIP_ALPHA = 0.4  # weight of CLIP's scores for trained classes, arXiv 2308.02487
+NOT_RECORDED = ("bf16", "use_cpu", "resume", "overwrite")
 Arguments = tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]
 
 
@@ -80,12 +81,10 @@ class FinetuneOptions:
     def command(self) -> str:
         """The command line of these options, what is at its default left out."""
         parts = ["maftplus", "finetune"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("model", "preset") or value != field.default:
-                if field.name not in ("bf16", "use_cpu", "resume", "overwrite"):
-                    flag = f"--{field.name.replace('_', '-')}"
-                    parts += [flag] if value is True else [flag, str(value)]
+        for field in (field for field in fields(self) if field.name not in NOT_RECORDED):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value != field.default or field.name in ("model", "preset"):
+                parts += [flag] if value is True else [flag, str(value)]
         return shlex.join(parts)
 
 
@@ -112,23 +111,15 @@ def make_arguments(options: FinetuneOptions, figure: str, num_train: int) -> Arg
         "gradient_checkpointing": options.gradient_checkpointing,
         "metric_for_best_model": figure,
         "report_to": "none",
-        "disable_tqdm": "false",
+        **dict.fromkeys(("do_train", "do_eval", "load_best_model_at_end", "greater_is_better"), True),
+        **dict.fromkeys(("eval_strategy", "save_strategy"), "steps"),
+        **dict.fromkeys(("save_total_limit", "max_steps"), 1),  # the plan knows how many
         "overwrite_output_dir": options.overwrite,
         "resume_from_checkpoint": "last" if options.resume else None,
     }
-    switches = [
-        "--do_train",
-        "--do_eval",
-        "--load_best_model_at_end",
-        "--greater_is_better",
-        "true",
-        "--max_steps",
-        "1",
-    ]
-    switches += ["--eval_strategy", "steps", "--save_strategy", "steps", "--save_total_limit", "1"]
     parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
     recipe = str(RECIPES / f"finetune_{options.recipe}.yaml")
-    model_args, data_args, args = parse_arguments([recipe, *switches, *parts])
+    model_args, data_args, args = parse_arguments([recipe, *parts])
     args.per_device_train_batch_size = min(args.per_device_train_batch_size, num_train)
     if options.recipe != SCRATCH:
         model_args = _with_model(model_args, options)
