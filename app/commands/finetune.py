@@ -50,8 +50,8 @@ def finetune(
     ] = False,
     dtype: Annotated[Precision, _option(TRAINING, help="auto: bfloat16 where the machine computes it.")] = "auto",
     patience: Annotated[
-        int, _option(TRAINING, min=0, help="Stop after so many measurements without a better one; 0: never.")
-    ] = 4,
+        int | None, _option(TRAINING, min=0, help="Stop after so many measurements without a better one; 0: never.")
+    ] = None,
     seed: Annotated[int, _option(TRAINING, help="Of the split, the order and the weights.")] = 0,
     keep_labels: Annotated[
         str | None,

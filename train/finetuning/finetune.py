@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from maftplus.pictures.files import write_atomically
 from maftplus.train.checkpoints import checkpoints_of
@@ -30,6 +30,7 @@ from maftplus.train.finetuning.page import write_page
 from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
 from maftplus.train.finetuning.presets import (
     MINUTES,
+    PATIENCE,
     SCRATCH,
     Arguments,
     FinetuneOptions,
@@ -106,7 +107,7 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
     plan = _plan(options, trainer, before or look(), tell)
     if before is not None:
         tell(f"before: {_describe(before)} on the held-out pictures")
-    _train(trainer, plan, options)
+    _train(trainer)
     after = look()
     for one in kept:
         (one.after,) = measure(_predictor(trainer), one.data).values()
@@ -154,8 +155,12 @@ def _build(
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
     trainer = assemble_trainer(model, processor, form.train, form.validation, *arguments)
-    if options.patience:
-        trainer.add_callback(EarlyStoppingCallback(options.patience))
+    for other in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(other)
+    trainer.add_callback(Progress(tell, form.task))
+    patience = PATIENCE[options.recipe] if options.patience is None else options.patience
+    if patience:
+        trainer.add_callback(EarlyStoppingCallback(patience))
     trained, total = _count(trainer)
     tell(f"model: {options.model}, {options.recipe}: {trained:,} of {total:,} parameters train")
     return trainer, kept
@@ -207,7 +212,24 @@ def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluati
     return plan
 
 
-def _train(trainer: MaftPlusTrainer, plan: Plan, options: FinetuneOptions) -> None:
+class Progress(ProgressCallback):
+    """A bar, and a line for every measurement in place of all that is logged."""
+
+    def __init__(self, tell: Tell, task: str):
+        super().__init__()
+        self.tell, (self.key, self.name) = tell, FIGURES[task]
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """The page draws the curves."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.is_world_process_zero:
+            loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), float("nan"))
+            value = 100 * metrics[self.key]
+            self.tell(f"step {state.global_step} of {state.max_steps}: loss {loss:.3f}, {self.name} {value:.1f}")
+
+
+def _train(trainer: MaftPlusTrainer) -> None:
     trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
     if trainer.sigterm.received:
         logger.warning("Stopped by SIGTERM; go on with --resume.")

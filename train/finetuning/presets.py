@@ -19,6 +19,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SCRATCH, LORA = "scratch", "lora"
 MINUTES = {"quick": 10, "full": 45, LORA: 30, SCRATCH: 55}
 SCALES = (0.8, 1.0, 1.25)  # of a training picture's shorter side; a square of the evaluation's size is cut out
+PATIENCE = {"quick": 4, "full": 4, LORA: 4, SCRATCH: 0}  # from scratch the best figures come at the end
 FC_CLIP_ALPHA = 0.4  # weight of CLIP's scores for trained classes, arXiv 2308.02487
 NOT_RECORDED = ("bf16", "use_cpu", "resume", "overwrite")
 Arguments = tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]
@@ -38,7 +39,7 @@ class FinetuneOptions:
         image_size: Shorter side of a picture, in training, evaluation and use.
         keep_labels: Vocabulary (name or file) whose results are compared before and after; default: the stored one.
         keep_data: Labelled pictures of other classes that are measured before and after.
-        patience: Measurements without a better figure after which training stops; 0: never.
+        patience: Measurements without a better figure after which training stops, 0: never; default `PATIENCE`.
     """
 
     data: str
@@ -58,7 +59,7 @@ class FinetuneOptions:
     lora_rank: int = 8
     keep_labels: str | None = None
     keep_data: str | None = None
-    patience: int = 4
+    patience: int | None = None
     gradient_checkpointing: bool = False
     bf16: bool = False
     use_cpu: bool = False
@@ -108,7 +109,7 @@ def make_arguments(options: FinetuneOptions, figure: str, num_train: int) -> Arg
         "learning_rate": options.learning_rate,
         "per_device_train_batch_size": options.batch_size,
         "lora_rank": options.lora_rank,
-        "gradient_checkpointing": options.gradient_checkpointing,
+        "gradient_checkpointing": options.gradient_checkpointing or None,
         "metric_for_best_model": figure,
         "report_to": "none",
         **dict.fromkeys(("do_train", "do_eval", "load_best_model_at_end", "greater_is_better"), True),
@@ -125,6 +126,7 @@ def make_arguments(options: FinetuneOptions, figure: str, num_train: int) -> Arg
         model_args = _with_model(model_args, options)
     if options.image_size is not None:
         data_args.eval_size = {"shortest_edge": options.image_size, "longest_edge": options.image_size * 5 // 3}
+        data_args.augmentation = []
     return model_args, data_args, args
 
 
