@@ -48,12 +48,12 @@ NOT_RUN = [
         "the MSRC-21 photographs, CLIP's vectors and half an hour",
     ),
     (
-        "docs/finetune.md",
+        "docs/train.md",
         "accelerate launch train/run.py train/recipes/maftplus_base.yaml --do_train --do_eval \\",
         "COCO-Stuff, the weights of OpenCLIP and GPUs",
     ),
     (
-        "docs/finetune.md",
+        "docs/train.md",
         "python train/run.py train/recipes/overfit.yaml --do_train --dataset hub:NAME --image_column image \\",
         "the network",
     ),

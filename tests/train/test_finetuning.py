@@ -1,0 +1,221 @@
+"""Fine-tuning: presets, the estimate, what is kept of other words, the report, the folder that is left."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_tools import save_tiny
+from training_tools import make_trainer
+from transformers import pipeline
+
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.train.evaluation.evaluate import Evaluation
+from maftplus.train.finetuning.finetune import finetune
+from maftplus.train.finetuning.kept import opinions, stored_vocabulary
+from maftplus.train.finetuning.page import confused_pairs
+from maftplus.train.finetuning.plan import make_plan, measure_steps
+from maftplus.train.finetuning.presets import FinetuneOptions, make_arguments, training_transforms
+from maftplus.vocabularies.files import parse_lines
+
+
+def write_data(folder: Path, count: int = 10) -> Path:
+    """`images/`, `labels/` and names: three bands of grey, a class each."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    labels = np.repeat(np.arange(3), 22)[:64, None].repeat(64, 1).astype(np.uint8)
+    for index in range(count):
+        Image.fromarray(np.stack([labels * 60 + index] * 3, axis=-1)).save(folder / "images" / f"{index}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
+    (folder / "names.txt").write_text("cat, kitten\nstuff: grass\nsky\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "pets")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base"), ["dog", "tree"])
+
+
+def run(data, base, out, **options):
+    lines = []
+    given = {"max_steps": 2, "use_cpu": True, "image_size": 128, **options}
+    return finetune(FinetuneOptions(str(data), out, str(base), **given), lines.append), lines
+
+
+@pytest.fixture(scope="module")
+def finished(data, base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "pets"
+    return (*run(data, base, out, preset="full"), out)
+
+
+def test_the_model_folder_knows_its_words_and_stuff(finished):
+    segmenter = pipeline("image-segmentation", model=str(finished[2] / "model"), trust_remote_code=True)
+    config = segmenter.model.config
+    assert config.vocabulary == [["cat", "kitten"], ["grass"], ["sky"]]
+    assert config.stuff_ids == [1]
+    segmenter(Image.new("RGB", (64, 64)))
+
+
+def test_before_and_after_are_measured_on_pictures_held_out(finished):
+    story, lines, out = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert story.before.num_images == story.after.num_images == len(story.form.validation)
+    assert set(metrics) >= {"before", "after", "kept", "num_steps", "num_trained", "peak_bytes", "plan"}
+    assert any(line.startswith("after: mIoU") for line in lines)
+
+
+def test_the_end_says_how_the_model_is_used(finished):
+    _, lines, out = finished
+    assert f"maftplus segment PICTURE --model {out / 'model'}" in lines[-2]
+    assert "pipeline(" in lines[-1]
+
+
+def test_the_report_tells_the_whole_story(finished):
+    text = (finished[2] / "report.html").read_text()
+    for heading in ("Data", "Training", "Losses on", "On the held-out", "Classes", "Other words", "Best", "Worst"):
+        assert f"<h2>{heading}" in text, heading
+    assert "kitten" not in text.split("<h2>Classes")[1].split("</table>")[0]  # a class goes by its first name
+
+
+def test_no_checkpoint_is_left(finished):
+    assert not list(finished[2].glob("checkpoint-*"))
+
+
+def test_the_card_lists_the_model_s_classes_and_says_what_was_measured(finished):
+    card = (finished[2] / "model" / "README.md").read_text()
+    assert 'candidate_labels=["cat", "grass", "sky"]' in card
+    assert "held out" in card
+    assert "maftplus finetune" in card
+
+
+def test_a_folder_that_holds_something_is_refused(finished, data, base):
+    with pytest.raises(ValueError, match="earlier run"):
+        run(data, base, finished[2], preset="full")
+
+
+def test_files_of_others_are_never_overwritten(tmp_path, data, base):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files"):
+        run(data, base, tmp_path, overwrite=True)
+
+
+def test_quick_leaves_the_trunk_as_it_was(data, base, tmp_path):
+    run(data, base, tmp_path / "out", preset="quick")
+    before, after = (MaftPlusForUniversalSegmentation.from_pretrained(f) for f in (base, tmp_path / "out" / "model"))
+    old, new = before.state_dict(), after.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old if "vision_model" in name)
+    assert any(not torch.equal(old[name], new[name]) for name in old if "segmenter" in name)
+
+
+def test_lora_leaves_an_adapter_and_a_merged_model(data, base, tmp_path):
+    pytest.importorskip("peft")
+    story, _ = run(data, base, tmp_path / "out", preset="lora", lora_rank=2)
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").is_file()
+    assert story.num_trained < story.num_parameters / 2
+    model = MaftPlusForUniversalSegmentation.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.vocabulary[0] == ["cat", "kitten"]
+
+
+def test_scratch_needs_no_model(data, tmp_path):
+    story, _ = run(data, "scratch", tmp_path / "out", max_steps=1)
+    assert story.before is None
+    assert story.kept == []
+    assert (tmp_path / "out" / "model" / "config.json").is_file()
+
+
+def test_lora_from_scratch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="leave it out"):
+        FinetuneOptions("data", tmp_path, "scratch", preset="lora").check()
+
+
+def test_the_compensation_weight_is_a_knob(base, tmp_path):
+    options = FinetuneOptions("data", tmp_path, str(base), preset="full", compensation_weight=0.7, use_cpu=True)
+    model_args, _, _ = make_arguments(options, "eval_mean_iou", 8)
+    assert model_args.model_config["compensation_weight"] == 0.7
+
+
+def test_a_batch_holds_no_more_pictures_than_there_are(base, tmp_path):
+    options = FinetuneOptions("data", tmp_path, str(base), use_cpu=True)
+    assert make_arguments(options, "eval_mean_iou", 3)[2].per_device_train_batch_size == 3
+
+
+def test_quick_lets_the_segmenter_speak_where_no_transfer_learns(tmp_path):
+    options = FinetuneOptions("data", tmp_path, "shapes", use_cpu=True)
+    config = make_arguments(options, "eval_mean_iou", 8)[0].model_config
+    assert (config["ensemble_alpha"], config["mask_aware_weight"]) == (0.4, 0.0)
+
+
+def test_the_command_is_recorded_without_defaults(tmp_path):
+    options = FinetuneOptions("my pets", Path("out"), "shapes", max_steps=5)
+    assert options.command() == (
+        "maftplus finetune --data 'my pets' --out out --model shapes --preset quick --max-steps 5"
+    )
+
+
+def test_training_pictures_are_squares_of_the_evaluation_s_size():
+    names = [entry["name"] for entry in training_transforms({"shortest_edge": 100, "longest_edge": 200})]
+    assert names == ["resize_shortest_edge", "random_crop", "random_flip"]
+
+
+def test_three_steps_leave_weights_and_chance_as_they_were(tmp_path):
+    trainer = make_trainer(tmp_path)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    assert measure_steps(trainer) > 0
+    for name, tensor in trainer.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    torch.testing.assert_close(torch.random.get_rng_state(), state)
+    assert trainer.optimizer is None
+
+
+def test_a_plan_fills_the_minutes_evaluations_included():
+    plan = make_plan(step_seconds=1.0, eval_seconds=6.0, minutes=10)
+    assert plan.max_steps % plan.eval_steps == 0
+    assert 540 <= plan.seconds <= 600
+
+
+def test_steps_win_over_minutes():
+    plan = make_plan(1.0, 6.0, minutes=10, max_steps=25)
+    assert (plan.max_steps, plan.eval_steps) == (25, 3)
+
+
+def test_a_slow_evaluation_is_done_rarely():
+    assert make_plan(1.0, 100.0, minutes=10).max_steps // make_plan(1.0, 100.0, minutes=10).eval_steps == 1
+
+
+def test_the_pairs_that_are_confused_most_come_first():
+    counts = np.array([[8, 5, 0, 0], [2, 5, 0, 0], [0, 0, 9, 0], [0, 0, 1, 0]])
+    evaluation = Evaluation("pets", "semantic", parse_lines(["cat", "dog", "sky"], "here"), counts)
+    rows = confused_pairs(evaluation)
+    assert rows[0] == ["dog", "cat", "50.0%", "5"]
+    assert rows[1] == ["cat", "dog", "20.0%", "2"]
+    assert rows[2][:2] == ["sky", "(none)"]
+
+
+def test_a_model_agrees_with_its_own_opinions():
+    vocabulary = parse_lines(["cat", "dog"], "here")
+    picture = {"name": "a", "image": Image.new("RGB", (4, 4)), "segmentation_map": np.zeros((4, 4), int)}
+
+    class Data(list):
+        name = "pets"
+
+    def predict(samples, vocabulary, kinds):
+        return [{"semantic": torch.tensor([[0, 1], [-1, 1]])} for _ in samples]
+
+    kept = opinions(predict, Data([picture]), vocabulary)
+    assert kept.data.samples[0]["segmentation_map"].tolist() == [[0, 1], [255, 1]]
+    assert "2 other words" in kept.what
+
+
+def test_a_model_without_stored_words_has_no_vocabulary_to_keep(base):
+    config = MaftPlusForUniversalSegmentation.from_pretrained(base).config
+    assert stored_vocabulary(config).names == ("dog", "tree")
+    config.vocabulary = None
+    assert stored_vocabulary(config) is None
