@@ -84,6 +84,15 @@ def subset(data: Data, indices: Sequence[int], split: str = "") -> Data:
     return replace(data, name=name, rows=data.rows.select(indices))
 
 
+def join(first: Data, second: Data, name: str) -> Data:
+    """Two parts of a form as one."""
+    if isinstance(first, SegmentationDataset):
+        return replace(first, name=name, items=[*first.items, *second.items])
+    from datasets import concatenate_datasets
+
+    return replace(first, name=name, rows=concatenate_datasets([first.rows, second.rows]))
+
+
 def with_names(own: VocabularyFile, given: Names | None) -> VocabularyFile:
     """
     A form's own classes by the names of a file: matched by id where the file has ids, else in order.
