@@ -33,7 +33,7 @@ th { border-bottom: 1px solid #c4c8ce; } td.number { text-align: right; font-var
 div.bar { background: #2c54dc; height: .8rem; min-width: 1px; }
 td.bar { width: 24rem; }
 div.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-div.wide { grid-template-columns: 1fr; }
+div.wide { grid-template-columns: 1fr; } div.wide img { width: auto; max-width: 100%; }
 figure { margin: 0; } figure img { width: 100%; } figcaption { overflow-wrap: anywhere; color: #5a6068; }
 svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #5a6068; }
 """
