@@ -148,7 +148,7 @@ def draw_examples(evaluation: Evaluation) -> Image.Image:
 
 
 def draw_example(example: Example, evaluation: Evaluation, gap: int = 6, caption_height: int = 34) -> Image.Image:
-    """Picture, truth and prediction side by side, with the figure and the largest classes above them."""
+    """Picture, truth and prediction side by side, under captions that name their largest classes."""
     height, width = example.truth.shape
     row = Image.new("RGB", (3 * width + 2 * gap, height + caption_height), "white")
     draw = ImageDraw.Draw(row)

@@ -59,6 +59,7 @@ def read_coco(root: Path, names: Names | None, kind: str) -> Found | None:
     found = Found(f"COCO {kind} JSON ({list_some([path.name for path in files.values()])})", {})
     for split, path in files.items():
         found.parts[split] = read(path, root, split, vocabulary, found)
+    load.cache_clear()  # the files of large data sets fill gigabytes
     return found
 
 

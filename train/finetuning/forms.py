@@ -21,10 +21,10 @@ import numpy as np
 from maftplus.train.data.hub import HubDataset
 from maftplus.train.data.registry import IMAGE_ENDINGS
 from maftplus.train.finetuning.coco import INSTANCES, PANOPTIC, find_files, read_coco
-from maftplus.train.finetuning.folders import find_places, holds
+from maftplus.train.finetuning.folders import TRAIN, find_places, holds
 from maftplus.train.finetuning.label_maps import read_label_folders, read_voc
 from maftplus.train.finetuning.names import Names, read_names
-from maftplus.train.finetuning.parts import Data, Found, divide, list_some
+from maftplus.train.finetuning.parts import Data, Found, divide, join, list_some
 from maftplus.train.finetuning.rows import HUB, is_rows, read_rows
 from maftplus.train.finetuning.yolo import read_yolo
 from maftplus.vocabularies.files import VocabularyFile, map_ids
@@ -69,6 +69,11 @@ class Form:
     task: str
     split: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> Data:
+        """Both parts as one."""
+        return join(self.train, self.validation, self.train.name.removesuffix(f"_{TRAIN}"))
 
     @property
     def lines(self) -> list[str]:

@@ -65,7 +65,7 @@ def read_label_folders(root: Path, names: Names | None) -> Found | None:
     }
     images, labels = (_common_name(pairs, side, root) for side in (0, 1))
     kind = f"pictures in {images} and label maps in {labels}"
-    return Found(kind, parts, notes + assumed, _class_sets(values, vocabulary, unlabelled))
+    return Found(kind, parts, notes + assumed, class_sets(values, vocabulary, unlabelled))
 
 
 def read_values(item: Item) -> np.ndarray:
@@ -158,9 +158,10 @@ def _require_names(names: Names | None, root: Path, values: set[int]) -> Names:
     return names
 
 
-def _class_sets(
+def class_sets(
     values: dict[str, set[int]], vocabulary: VocabularyFile, unlabelled: frozenset[int]
 ) -> dict[str, set[int]]:
+    """Training ids by picture, from the values of its label map."""
     table = {raw: index for index, raw in enumerate(vocabulary.raw_ids) if raw not in unlabelled}
     return {name: {table[value] for value in own if value in table} for name, own in values.items()}
 
@@ -198,7 +199,7 @@ def read_voc(root: Path, names: Names | None) -> Found | None:
         task = "panoptic" if has_objects else "semantic"
         parts[split] = SegmentationDataset(_part_name(root, split), task, vocabulary, items, read, **options)
     values = scan_values([item for part in parts.values() for item in part.items], read_voc_classes)
-    classes = _class_sets(values, vocabulary, frozenset({VOC_BOUNDARY}))
+    classes = class_sets(values, vocabulary, frozenset({VOC_BOUNDARY}))
     kind = f"Pascal VOC: JPEGImages and {maps.name}" + (" with SegmentationObject" if has_objects else "")
     return Found(kind, parts, ["255, the outline of objects, counts as unlabelled."], classes)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from maftplus.train.finetuning.folders import SPLIT_WORDS
 from maftplus.vocabularies.files import (
     FOLDER,
     ID_AND_NAMES,
@@ -48,9 +49,11 @@ def find_names(root: Path) -> Names | None:
     """
     The names in a file of the folder, or of one directly below it.
 
-    The preferred word in its name decides; without one a text file that is alone in the folder will do.
+    The preferred word in its name decides; without one a text file that is alone in the folder will do. A folder that
+    is called like a split may have its names beside it.
     """
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    folders += [root.resolve().parent] if root.resolve().name.lower() in SPLIT_WORDS else []
     for word in NAME_WORDS:
         for folder in folders:
             for ending in NAME_ENDINGS:

@@ -11,7 +11,7 @@ from maftplus.train.data.hub import HubDataset
 from maftplus.train.data.registry import SegmentationDataset
 from maftplus.train.finetuning.folders import TEST, TRAIN, VALIDATION, WHOLE
 from maftplus.train.finetuning.names import Names
-from maftplus.vocabularies.files import VocabularyFile, with_prompts
+from maftplus.vocabularies.files import VocabularyFile
 
 Data = SegmentationDataset | HubDataset
 SHARE = 0.2  # of the pictures that are set aside where the form has no split of its own
@@ -47,8 +47,9 @@ def divide(found: Found, seed: int) -> tuple[Data, Data, str]:
     """
     parts = {name: part for name, part in found.parts.items() if len(part)}
     validation = next((name for name in (VALIDATION, TEST) if name in parts), None)
-    if TRAIN in parts and validation is not None:
-        train, held_out = parts[TRAIN], parts[validation]
+    training = next((name for name in (TRAIN, WHOLE) if name in parts), None)
+    if training is not None and validation is not None:
+        train, held_out = parts[training], parts[validation]
         return train, held_out, f"{found.split_name}: {len(train)} for training, {len(held_out)} held out"
     whole = next(parts[name] for name in (TRAIN, WHOLE, VALIDATION, TEST) if name in parts)
     names = names_of(whole)
@@ -84,6 +85,15 @@ def subset(data: Data, indices: Sequence[int], split: str = "") -> Data:
     return replace(data, name=name, rows=data.rows.select(indices))
 
 
+def join(first: Data, second: Data, name: str) -> Data:
+    """Two parts of a form as one."""
+    if isinstance(first, SegmentationDataset):
+        return replace(first, name=name, items=[*first.items, *second.items])
+    from datasets import concatenate_datasets
+
+    return replace(first, name=name, rows=concatenate_datasets([first.rows, second.rows]))
+
+
 def with_names(own: VocabularyFile, given: Names | None) -> VocabularyFile:
     """
     A form's own classes by the names of a file: matched by id where the file has ids, else in order.
@@ -100,7 +110,10 @@ def with_names(own: VocabularyFile, given: Names | None) -> VocabularyFile:
     elif other.num_labels == own.num_labels:
         places = list(range(own.num_labels))
     else:
-        with_prompts(own, other)  # says what is wrong
+        raise ValueError(
+            f"{other.source} names {other.num_labels} classes, but {own.source} has {own.num_labels}; give one line a "
+            "class, in its order or with its ids (`7: cat`)."
+        )
     stuff = own.stuff if other.stuff is None else tuple(i for i, j in enumerate(places) if j in other.stuff)
     names, classes = (tuple(rows[j] for j in places) for rows in (other.names, other.classes))
     return replace(own, names=names, classes=classes, stuff=stuff, source=f"{own.source}; names of {other.source}")

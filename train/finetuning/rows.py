@@ -6,18 +6,19 @@ lists). Columns are recognised by their features; names come from `ClassLabel`, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from maftplus.train.data.annotations import as_labels
 from maftplus.train.data.hub import HubDataset, read_row_picture
 from maftplus.train.data.registry import Sample, ignore_value, label_table, listed_segments, semantic_labels
 from maftplus.train.finetuning.folders import SPLIT_WORDS, TRAIN, WHOLE
-from maftplus.train.finetuning.label_maps import MOST_SCANNED, distinct
+from maftplus.train.finetuning.label_maps import MOST_SCANNED, class_sets, distinct
 from maftplus.train.finetuning.names import Names, find_names, fit_names, read_names
 from maftplus.train.finetuning.parts import Found, with_names
 from maftplus.train.finetuning.segments import paint_objects, polygons_outside
@@ -186,19 +187,26 @@ def _names_beside(name: str) -> Names | None:
 def _label_map_rows(
     splits: dict[str, Any], columns: Columns, names: Names | None, found: Found, name: str
 ) -> HubDataset:
-    values = set()
-    for rows in splits.values():
-        step = max(1, -(-len(rows) // MOST_SCANNED))
-        for row in rows.select_columns([columns.labels]).select(range(0, len(rows), step)):
-            values |= set(distinct(as_labels(np.asarray(row[columns.labels]), name)))
+    values = {(split, index): own for split, rows in splits.items() for index, own in _scan(rows, columns, name)}
+    used = set().union(*values.values())
     if names is None:
         raise ValueError(
-            f"{name}: the classes have no names; pass `--labels-file FILE` (the maps hold {sorted(values)})."
+            f"{name}: the classes have no names; pass `--labels-file FILE` (the maps hold {sorted(used)})."
         )
-    vocabulary, unlabelled, notes = fit_names(names, values)
+    vocabulary, unlabelled, notes = fit_names(names, used)
     found.notes += notes
+    only = {str(index): own for (split, index), own in values.items() if len(splits) == 1}  # who has splits keeps them
+    found.classes.update(class_sets(only, vocabulary, unlabelled))
     options = {"ignore_index": ignore_value(vocabulary), "unlabelled": unlabelled}
     return HubDataset("", [], vocabulary, columns.image, columns.labels, **options)
+
+
+def _scan(rows: Any, columns: Columns, name: str) -> Iterator[tuple[int, set[int]]]:
+    """Number and values of the label maps, of `MOST_SCANNED` at most, evenly spread."""
+    chosen = range(0, len(rows), max(1, -(-len(rows) // MOST_SCANNED)))
+    maps = rows.select_columns([columns.labels]).select(chosen)
+    for index, row in zip(chosen, tqdm(maps, desc="reading label maps", unit="map", delay=2)):
+        yield index, set(distinct(as_labels(np.asarray(row[columns.labels]), f"{name}, row {index}")))
 
 
 def _object_rows(features: Mapping[str, Any], columns: Columns, names: Names | None, name: str) -> ObjectRows:
