@@ -48,7 +48,9 @@ def finetune(
     gradient_checkpointing: Annotated[
         bool, _option(TRAINING, "--gradient-checkpointing", help="Less memory, slower steps.")
     ] = False,
-    dtype: Annotated[Precision, _option(TRAINING, help="auto: bfloat16 where the machine computes it.")] = "auto",
+    dtype: Annotated[
+        Precision, _option(TRAINING, help="auto: bfloat16 where the machine computes it.")
+    ] = Precision.auto,
     patience: Annotated[
         int | None, _option(TRAINING, min=0, help="Stop after so many measurements without a better one; 0: never.")
     ] = None,
@@ -76,7 +78,9 @@ def finetune(
     given.update(preset=preset.value, task=task and task.value)
     if model != SCRATCH:
         check_model_folder(resolve_model(model))
-    precision = choose_dtype(None, getattr(dtype, "value", dtype))
+    precision = choose_dtype(None, dtype.value)
+    if precision == torch.float16:
+        raise ValueError("--dtype float16 does not train; take bfloat16 or float32.")
     try:
         run(
             FinetuneOptions(**given, bf16=precision == torch.bfloat16, use_cpu=not torch.accelerator.is_available()),

@@ -25,7 +25,7 @@ from maftplus.train.checkpoints import checkpoints_of
 from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, scalar_figures
 from maftplus.train.finetuning.forms import Form, read_form
 from maftplus.train.finetuning.kept import Kept, find_vocabulary, measure, opinions, truth
-from maftplus.train.finetuning.lora import has_adapter, merge_adapter, save_adapter
+from maftplus.train.finetuning.lora import count_trained, describe_adapter, has_adapter, merge_adapter, save_adapter
 from maftplus.train.finetuning.page import write_page
 from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
 from maftplus.train.finetuning.presets import (
@@ -161,8 +161,10 @@ def _build(
     patience = PATIENCE[options.recipe] if options.patience is None else options.patience
     if patience:
         trainer.add_callback(EarlyStoppingCallback(patience))
-    trained, total = _count(trainer)
+    trained, total = count_trained(model)
     tell(f"model: {options.model}, {options.recipe}: {trained:,} of {total:,} parameters train")
+    if has_adapter(model):
+        tell(describe_adapter(model))
     return trainer, kept
 
 
@@ -170,7 +172,7 @@ def _keep(options: FinetuneOptions, predict: ModelPredictor, form: Form, tell: T
     kept = []
     if options.keep_data is not None:
         other = read_form(options.keep_data, labels_file=options.keep_labels, seed=options.seed)
-        kept.append(truth(predict, other.validation))
+        kept.append(truth(predict, other.whole))
     else:
         words = find_vocabulary(predict.model.config, options.keep_labels)
         if words is None:
@@ -196,6 +198,8 @@ def _measure_task(trainer: MaftPlusTrainer, form: Form) -> Evaluation:
 def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluation, tell: Tell) -> Plan:
     """As long as an interrupted run had planned, or as three steps say."""
     path = options.out / PLAN
+    if options.resume and not path.is_file():
+        raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
     if options.resume:
         plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
     else:
@@ -236,15 +240,10 @@ def _train(trainer: MaftPlusTrainer) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
 
-def _count(trainer: MaftPlusTrainer) -> tuple[int, int]:
-    parameters = list(trainer.model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
 def _facts(trainer: MaftPlusTrainer) -> dict[str, Any]:
     """What the report says of the training itself."""
     state = trainer.state
-    trained, total = _count(trainer)
+    trained, total = count_trained(trainer.model)
     best = (state.best_model_checkpoint or "").rpartition("-")[2]
     seconds = next((row["train_runtime"] for row in reversed(state.log_history) if "train_runtime" in row), 0.0)
     return {
