@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,29 +39,36 @@ from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file
 PRESETS = ("lora", "full", "quick")
 BASE = "shipped model"
 FIGURES = ("new", "new_among_all", "seen", "unseen", "harmonic")
+COSTS_FILE = "costs.json"
 COSTS = ("trained", "peak_gb", "minutes")
 
 
 def run_once(data: Path, folder: Path, preset: str, seed: int, max_steps: int, options: list[str]) -> dict[str, Any]:
-    """Fine-tune once in a process of its own; its costs. Raises CalledProcessError if it fails."""
+    """Fine-tune once in a process of its own, unless that is done; its costs. Raises CalledProcessError if it fails."""
+    if (folder / COSTS_FILE).is_file():
+        return json.loads((folder / COSTS_FILE).read_text())
     command = [sys.executable, "-m", "maftplus.app.cli", "finetune", "--data", str(data / "train")]
     command += ["--labels-file", str(data / "names.txt"), "--model", "shapes", "--preset", preset, "--seed", str(seed)]
     command += ["--max-steps", str(max_steps), "--out", str(folder), "--overwrite", *options]
     log = folder.with_suffix(".log")
+    start = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command, log.read_text()[-2000:])
     metrics = json.loads((folder / "metrics.json").read_text())
-    return {
+    costs = {
         "trained": metrics["num_trained"],
         "peak_gb": usage.ru_maxrss * 1024 / 1e9,
         "minutes": (usage.ru_utime + usage.ru_stime) / 60,  # of one core
+        "clock_minutes": (time.monotonic() - start) / 60,
         "steps": metrics["num_steps"],
         "best_step": metrics["best_step"],
         "held_out": metrics["after"]["mean_iou"],
     }
+    write_atomically(folder / COSTS_FILE, json.dumps(costs))
+    return costs
 
 
 @torch.no_grad()
