@@ -44,7 +44,7 @@ COSTS = ("trained", "peak_gb", "minutes")
 
 
 def run_once(data: Path, folder: Path, preset: str, seed: int, max_steps: int, options: list[str]) -> dict[str, Any]:
-    """Fine-tune once in a process of its own, unless that is done; its costs. Raises CalledProcessError if it fails."""
+    """Fine-tune once in a process of its own, unless that is done; its costs. Raises CalledProcessError."""
     if (folder / COSTS_FILE).is_file():
         return json.loads((folder / COSTS_FILE).read_text())
     command = [sys.executable, "-m", "maftplus.app.cli", "finetune", "--data", str(data / "train")]

@@ -14,6 +14,7 @@ from transformers import pipeline
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.finetuning.finetune import finetune
 from maftplus.train.finetuning.kept import opinions, stored_vocabulary
+from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
 from maftplus.train.finetuning.presets import FinetuneOptions, make_arguments, training_transforms
 from maftplus.vocabularies.files import parse_lines
@@ -208,3 +209,33 @@ def test_a_model_without_stored_words_has_no_vocabulary_to_keep(base):
     assert stored_vocabulary(config).names == ("dog", "tree")
     config.vocabulary = None
     assert stored_vocabulary(config) is None
+
+
+NAMES = ["cat", "stuff: grass"]
+
+
+def test_things_that_do_not_touch_are_objects_and_stuff_is_one():
+    labels = np.full((20, 20), 1)
+    labels[2:8, 2:8] = labels[10:16, 10:16] = 0
+    labels[0] = 255
+    ids, segments = find_objects(labels, parse_lines(NAMES, "here"))
+    assert [segment["label_id"] for segment in segments] == [0, 0, 1]
+    assert [int((ids == segment["id"]).sum()) for segment in segments] == [36, 36, 380 - 72]
+    assert (ids[0] == 0).all()
+
+
+def test_specks_belong_to_the_largest_object_of_their_class():
+    labels = np.full((20, 20), 1)
+    labels[2:8, 2:8] = 0
+    labels[12, 12] = labels[15, 3] = 0
+    ids, segments = find_objects(labels, parse_lines(NAMES, "here"))
+    assert len(segments) == 2
+    assert ids[12, 12] == ids[15, 3] == ids[2, 2] == 1
+
+
+def test_a_class_of_specks_alone_is_one_object():
+    labels = np.full((20, 20), 1)
+    labels[12, 12:14] = labels[15, 3] = 0
+    ids, segments = find_objects(labels, parse_lines(NAMES, "here"))
+    assert [segment["label_id"] for segment in segments] == [0, 1]
+    assert ids[12, 12] == ids[15, 3] == 1

@@ -26,6 +26,7 @@ from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, scala
 from maftplus.train.finetuning.forms import Form, read_form
 from maftplus.train.finetuning.kept import Kept, find_vocabulary, measure, opinions, truth
 from maftplus.train.finetuning.lora import count_trained, describe_adapter, has_adapter, merge_adapter, save_adapter
+from maftplus.train.finetuning.objects import Objects
 from maftplus.train.finetuning.page import write_page
 from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
 from maftplus.train.finetuning.presets import (
@@ -154,7 +155,7 @@ def _build(
     if options.recipe != SCRATCH:
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
-    trainer = assemble_trainer(model, processor, form.train, form.validation, *arguments)
+    trainer = assemble_trainer(model, processor, _training_data(form, tell), form.validation, *arguments)
     for other in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(other)
     trainer.add_callback(Progress(tell, form.task))
@@ -166,6 +167,14 @@ def _build(
     if has_adapter(model):
         tell(describe_adapter(model))
     return trainer, kept
+
+
+def _training_data(form: Form, tell: Tell) -> Any:
+    """The training part; of label maps whose names say what is stuff, things as single objects."""
+    if form.task == "panoptic" or form.vocabulary.stuff is None:
+        return form.train
+    tell("things that do not touch are trained as single objects, as the names say what is stuff")
+    return Objects(form.train)
 
 
 def _keep(options: FinetuneOptions, predict: ModelPredictor, form: Form, tell: Tell) -> list[Kept]:
