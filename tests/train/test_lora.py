@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import maft_model
-from tiny_tools import save_tiny, tiny_model
+from tiny_tools import save_tiny, tiny_model, tiny_processor
 from torch import nn
 from training_tools import CLASSES, logged_losses, make_trainer, trained_state, training_model
 
@@ -29,7 +29,12 @@ from maftplus.train.finetuning.lora import (
     merge_adapter,
     save_adapter,
 )
-from maftplus.train.trainer import check_trainable, freeze_all_but_trainable, frozen_copy, trainable_parameters
+from maftplus.train.trainer import (
+    check_trainable,
+    freeze_all_but_trainable,
+    frozen_copy,
+    trainable_parameters,
+)
 
 peft = pytest.importorskip("peft")
 TESTS = Path(__file__).parents[1]
@@ -86,7 +91,7 @@ def test_a_preset_that_names_nothing_is_refused(presets, config):
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"'head'; join all, trunk, segmenter, segmenter-mlp, cdt"):
+    with pytest.raises(ValueError, match=r"'head'; join all, trunk, segmenter, segmenter-mlp, cdt, text"):
         add_adapter(training_model(), "trunk+head")
 
 
@@ -182,6 +187,23 @@ def test_an_adapter_that_no_loss_reaches_is_refused_before_the_first_step(tmp_pa
         ValueError, match=r"parts of the adapter, such as model\.(clip|cdt).* no loss.*mask_aware_weight"
     ):
         make_trainer(tmp_path, model=model).train()
+
+
+def test_an_adapter_of_the_text_tower_trains_and_takes_the_stored_words_with_it(tmp_path):
+    model, processor = training_model(), tiny_processor(templates=["a {}"])
+    model.set_vocabulary(processor, CLASSES)
+    before = model.vocabulary_embeds
+    settings = {"max_steps": 3, "learning_rate": 1e-2, "trunk_lr_multiplier": 1.0}
+    trainer = make_trainer(tmp_path, model=model, lora="text", processor=processor, **settings)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == trainable_parameters(model).keys()
+    trainer.save_model(str(tmp_path / "adapter"))
+    words = load_file(tmp_path / "adapter" / "adapter_words.safetensors")["vocabulary_embeds"]
+    expected = model.encode_vocabulary(**processor(text=CLASSES, return_tensors="pt"))["text_embeds"]
+    torch.testing.assert_close(words, expected)
+    assert (words - before).abs().max() > 1e-4
 
 
 def test_a_frozen_trunk_stays_and_the_rest_trains(tmp_path):
