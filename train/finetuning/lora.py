@@ -168,6 +168,11 @@ def has_adapter(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
+def base_of_adapter(model: nn.Module) -> str | None:
+    """The name of the model that the adapter in `model` belongs to; None for one without a name."""
+    return model.peft_config[ADAPTER].base_model_name_or_path
+
+
 def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:
     """What an adapter added to `model` and trains, by name: the two matrices of every layer, the void row."""
     return {
