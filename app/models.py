@@ -37,6 +37,14 @@ def resolve_model(model: str | None) -> str:
     return find_model(model)
 
 
+def resolve_whole_model(model: str | None) -> str:
+    """As `resolve_model`, for what takes no adapter (it would take the base without a word). Raises ValueError too."""
+    folder = resolve_model(model)
+    if is_adapter(folder):
+        raise ValueError(f"{folder} is an adapter alone: make a model of it first, `maftplus merge {folder} OUT`.")
+    return folder
+
+
 def load_pipeline(model: str, device: str | None = None, dtype: str = AUTO) -> MaftPlusSegmentationPipeline:
     """
     The pipeline on a model, or on an exported one, with the network in `dtype` ("auto": see `network_dtype`).

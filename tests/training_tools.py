@@ -63,7 +63,7 @@ def training_model(seed: int = 0, **config) -> MaftPlusForUniversalSegmentation:
     return model
 
 
-def make_trainer(folder: Path | str, model=None, dataset=None, lora: str | None = None, **arguments):
+def make_trainer(folder: Path | str, model=None, dataset=None, lora: str | None = None, processor=None, **arguments):
     """A trainer of `training_model`, or of an adapter in it, on `Pictures`, four at a time."""
     model = training_model() if model is None else model
     if lora is not None:
@@ -87,6 +87,7 @@ def make_trainer(folder: Path | str, model=None, dataset=None, lora: str | None 
         args=MaftPlusTrainingArguments(**{**defaults, **arguments}),
         train_dataset=AugmentedDataset(dataset or Pictures(), [RandomFlip()], seed=3),
         data_collator=TrainingCollator(MaftPlusImageProcessorPil(do_resize=False), len(CLASSES)),
+        processing_class=processor,
     )
 
 

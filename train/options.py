@@ -39,7 +39,8 @@ class LoraArguments:
     lora: str | None = field(
         default=None,
         metadata=_help(
-            "Train an adapter alone, beside these layers: all, or trunk, segmenter, segmenter-mlp, cdt joined by '+'."
+            "Train an adapter alone, beside these layers: all, or trunk, segmenter, segmenter-mlp, cdt, text, joined "
+            "by '+'."
         ),
     )
     lora_rank: int = field(default=8, metadata=_help("Width of the adapter's matrices."))

@@ -27,7 +27,10 @@ from maftplus.train.checkpoints import disk_errors, mark_as_whole, remove_oldest
 from maftplus.train.evaluation.counting import panoptic_figures, semantic_figures
 from maftplus.train.evaluation.evaluate import CLIP, IN_VOCABULARY, Evaluation, ModelPredictor, count_predictions
 from maftplus.train.finetuning.lora import (
+    TEXT,
     adapter_modules,
+    adapts_text,
+    embed_words,
     has_adapter,
     load_adapter_weights,
     remove_adapter,
@@ -41,6 +44,7 @@ logger = logging.get_logger(__name__)
 SEMANTIC_KEYS = ("mean_iou", "mean_iou_present", "frequency_weighted_iou", "mean_accuracy", "overall_accuracy")
 SEEN_KEYS = ("seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou")
 PANOPTIC_KEYS = tuple(f"{key}{ending}" for ending in ("", "_things", "_stuff") for key in ("pq", "sq", "rq"))
+TEXT_PREFIX = f"{TEXT}."
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -141,6 +145,7 @@ def freeze_all_but_trainable(model: nn.Module, freeze_trunk: bool = False) -> No
 def check_trainable(model: nn.Module, freeze_trunk: bool = False) -> None:
     """Raises ValueError, with the settings at fault, if nothing trains or no loss reaches what should."""
     reached = tuple(f"{name}." for name in reached_modules(model, freeze_trunk))
+    reached += (TEXT_PREFIX,) if reached else ()  # there is a loss, and every loss reads words
     names = list(trainable_modules(model, freeze_trunk))
     unreached = [name for name in names if not f"{name}.".startswith(reached)]
     if names and not unreached:
@@ -242,6 +247,7 @@ class MaftPlusTrainer(Trainer):
         if self._compensates or self._distils:
             teacher = frozen_copy(self.model.model.clip) if teacher is None else teacher.eval().requires_grad_(False)
             self.teacher = teacher.to(self.args.device)
+        self._prompts = self._words_to_encode() if adapts_text(self.model) else None
         self.forget_losses()
         self.add_callback(EpochCallback())
         self.sigterm = SigtermCallback()
@@ -285,6 +291,8 @@ class MaftPlusTrainer(Trainer):
         names = inputs.pop("image_names", None)
         if model.training:
             self._keep_frozen_parts_in_eval_mode()
+            if self._prompts is not None:
+                inputs.update(embed_words(self.model, self._prompts))
         outputs = model(**inputs, loss_counts=num_items_in_batch)
         losses = {**outputs.loss_dict, **self._teacher_losses(inputs, outputs, num_items_in_batch)}
         loss = sum(losses.values())
@@ -315,6 +323,7 @@ class MaftPlusTrainer(Trainer):
         The model scores with the words that it has stored. `ignore_keys` is the Trainer's and has no meaning here.
         """
         dataset, start = self.eval_dataset if eval_dataset is None else eval_dataset, time.time()
+        self._store_words()
         predict = ModelPredictor(self.model, self.processing_class, {}, self.compute_loss_context_manager)
         counted = count_predictions(
             predict,
@@ -347,6 +356,7 @@ class MaftPlusTrainer(Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
+            self._store_words()
             save_adapter(self.model, folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(folder))
@@ -363,6 +373,18 @@ class MaftPlusTrainer(Trainer):
             load_adapter_weights(self.model, self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+    def _words_to_encode(self) -> dict[str, Tensor]:
+        """The prompts of the stored words. Raises ValueError without a processor that writes them."""
+        if self.processing_class is None:
+            raise ValueError("`lora`: to train the text tower, pass the processor as `processing_class`.")
+        return dict(self.processing_class(text=self.model.config.vocabulary, return_tensors="pt"))
+
+    @torch.no_grad()
+    def _store_words(self) -> None:
+        """The stored words follow a text tower that trains."""
+        if self._prompts is not None:
+            self.model.vocabulary_embeds = embed_words(self.model.eval(), self._prompts)["text_embeds"]
 
     def _teacher_losses(self, inputs: dict[str, Any], outputs, counts: Tensor | None) -> dict[str, Tensor]:
         if self.teacher is None:

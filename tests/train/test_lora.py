@@ -10,11 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import maft_model
-from tiny_tools import save_tiny, tiny_model
+from tiny_tools import save_tiny, tiny_model, tiny_processor
 from torch import nn
-from training_tools import CLASSES, logged_losses, make_trainer, trained_state, training_model
+from training_tools import (
+    CLASSES,
+    logged_losses,
+    make_trainer,
+    trained_state,
+    training_model,
+    write_folder_data,
+)
 
-from maftplus.app.models import load_pipeline
+from maftplus.app.models import load_pipeline, resolve_whole_model
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.finetuning.lora import (
     ADAPTER,
@@ -29,7 +36,13 @@ from maftplus.train.finetuning.lora import (
     merge_adapter,
     save_adapter,
 )
-from maftplus.train.trainer import check_trainable, freeze_all_but_trainable, frozen_copy, trainable_parameters
+from maftplus.train.run import main
+from maftplus.train.trainer import (
+    check_trainable,
+    freeze_all_but_trainable,
+    frozen_copy,
+    trainable_parameters,
+)
 
 peft = pytest.importorskip("peft")
 TESTS = Path(__file__).parents[1]
@@ -86,7 +99,7 @@ def test_a_preset_that_names_nothing_is_refused(presets, config):
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"'head'; join all, trunk, segmenter, segmenter-mlp, cdt"):
+    with pytest.raises(ValueError, match=r"'head'; join all, trunk, segmenter, segmenter-mlp, cdt, text"):
         add_adapter(training_model(), "trunk+head")
 
 
@@ -184,6 +197,23 @@ def test_an_adapter_that_no_loss_reaches_is_refused_before_the_first_step(tmp_pa
         make_trainer(tmp_path, model=model).train()
 
 
+def test_an_adapter_of_the_text_tower_trains_and_takes_the_stored_words_with_it(tmp_path):
+    model, processor = training_model(), tiny_processor(templates=["a {}"])
+    model.set_vocabulary(processor, CLASSES)
+    before = model.vocabulary_embeds
+    settings = {"max_steps": 3, "learning_rate": 1e-2, "trunk_lr_multiplier": 1.0}
+    trainer = make_trainer(tmp_path, model=model, lora="text", processor=processor, **settings)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == trainable_parameters(model).keys()
+    trainer.save_model(str(tmp_path / "adapter"))
+    words = load_file(tmp_path / "adapter" / "adapter_words.safetensors")["vocabulary_embeds"]
+    expected = model.encode_vocabulary(**processor(text=CLASSES, return_tensors="pt"))["text_embeds"]
+    torch.testing.assert_close(words, expected)
+    assert (words - before).abs().max() > 1e-4
+
+
 def test_a_frozen_trunk_stays_and_the_rest_trains(tmp_path):
     trainer = make_trainer(tmp_path, freeze_trunk=True)
     assert trainer.teacher is None
@@ -258,6 +288,14 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         add_adapter(other)
 
 
+def test_what_takes_no_adapter_says_how_to_make_a_model_of_it(tmp_path):
+    _, folder = saved_adapter(tmp_path)
+    with pytest.raises(ValueError, match="is an adapter alone.*maftplus merge"):
+        resolve_whole_model(str(folder))
+    with pytest.raises(ValueError, match="has an adapter already"):
+        add_adapter(load_adapter(folder))
+
+
 def test_a_merged_folder_and_the_adapter_s_own_segment_alike(tmp_path):
     model, folder = saved_adapter(tmp_path)
     command = [sys.executable, "-m", "maftplus.app.cli", "merge", str(folder), str(tmp_path / "merged")]
@@ -303,6 +341,32 @@ def test_two_processes_train_an_adapter_as_one_does(tmp_path):
     assert found["state"].keys() == state.keys()
     for name, value in found["state"].items():
         torch.testing.assert_close(value, state[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_training_command_leaves_an_adapter_with_a_card_and_goes_on_from_its_last_checkpoint(tmp_path):
+    base, data = save_tiny(tmp_path / "base"), write_folder_data(tmp_path)
+    options = {
+        **data,
+        "model_name_or_path": base,
+        "lora": "trunk+segmenter+cdt",
+        "lora_rank": 4,
+        "dataset": "folder",
+        "output_dir": tmp_path / "run",
+        "learning_rate": 1e-3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    arguments = ["--do_train", "--use_cpu"] + [f"--{name}={value}" for name, value in options.items()]
+    main([*arguments, "--max_steps=2"])
+    run = tmp_path / "run"
+    assert not (run / "model.safetensors").exists()
+    assert (run / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    assert f"maftplus segment picture.jpg --model {run.name}" in (run / "README.md").read_text()
+    assert load_adapter(run).config.id2label == {0: "cat", 1: "grass", 2: "sky"}
+    with pytest.raises(ValueError, match="resume_from_checkpoint"):
+        main([*arguments, "--max_steps=2"])
+    main([*arguments, "--max_steps=3", "--resume_from_checkpoint=last"])
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 3
 
 
 @pytest.mark.parametrize("lora", [None, "all"])

@@ -9,6 +9,7 @@ Source: arXiv 2106.09685, section 4.1; PEFT (the extra `lora`) has the layers. W
 """
 
 import copy
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.conversion.registry import find_model, name_of_model
 from maftplus.layers_maftplus import MaftPlusAttention
-from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
 from maftplus.segmenter_maftplus import MaftPlusDeformableAttention
 
 ADAPTER = "default"  # PEFT's name of the only adapter
@@ -29,7 +30,7 @@ PREFIX = "base_model.model."  # of every tensor in PEFT's files
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 NETWORK_FILE = "adapter_network.json"  # not config.json: transformers would look for a whole model beside it
 WORDS_FILE = "adapter_words.safetensors"
-VOID = "model.void_embedding"
+VOID, TEXT = "model.void_embedding", "model.clip.text_model"
 ALL = "all"
 ATTENTION = (MaftPlusAttention, MaftPlusDeformableAttention)
 
@@ -73,11 +74,17 @@ def _cdt(model: MaftPlusForUniversalSegmentation) -> list[str]:
     return _linears("model.cdt", model.model.cdt) if model.config.cdt_form != "off" else []
 
 
+def _text(model: MaftPlusForUniversalSegmentation) -> list[str]:
+    """Every layer of the text tower; the words are then encoded anew in each step."""
+    return _linears(f"{TEXT}.encoder", model.model.clip.text_model.encoder)
+
+
 PRESETS: dict[str, Callable[[MaftPlusForUniversalSegmentation], list[str]]] = {
     "trunk": _trunk,
     "segmenter": _segmenter,
     "segmenter-mlp": _segmenter_mlp,
     "cdt": _cdt,
+    "text": _text,
 }
 PARTS_OF_ALL = ("trunk", "segmenter", "cdt")  # of which a model need not have every one
 
@@ -87,8 +94,8 @@ def match_modules(model: MaftPlusForUniversalSegmentation, presets: str = ALL) -
     The linear layers that presets name.
 
     Args:
-        presets: Names joined by `+`: "trunk", "segmenter" (its attention), "segmenter-mlp", "cdt"; "all" stands for
-            trunk, segmenter and cdt as far as the model has them.
+        presets: Names joined by `+`: "trunk", "segmenter" (its attention), "segmenter-mlp", "cdt", "text"; "all"
+            stands for trunk, segmenter and cdt as far as the model has them.
 
     Returns:
         The names of the layers in `model`, for every preset.
@@ -161,6 +168,11 @@ def has_adapter(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
+def base_of_adapter(model: nn.Module) -> str | None:
+    """The name of the model that the adapter in `model` belongs to; None for one without a name."""
+    return model.peft_config[ADAPTER].base_model_name_or_path
+
+
 def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:
     """What an adapter added to `model` and trains, by name: the two matrices of every layer, the void row."""
     return {
@@ -221,6 +233,17 @@ def remove_adapter(model: nn.Module, do_merge: bool = False) -> None:
     if has_adapter(model):
         del model.peft_config
         model._hf_peft_config_loaded = False  # transformers' own mark, set by `add_adapter`
+
+
+def adapts_text(model: nn.Module) -> bool:
+    """Whether the text tower has an adapter, so that the words move while it trains."""
+    return any(name.startswith(f"{TEXT}.") for name in adapter_modules(model))
+
+
+def embed_words(model: MaftPlusForUniversalSegmentation, prompts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`encode_vocabulary` with a gradient to the text tower, which it keeps from every other caller."""
+    encode = inspect.unwrap(MaftPlusModel.encode_vocabulary)  # what `torch.no_grad` wraps
+    return encode(model.model, **prompts)
 
 
 # --- On disk ---
