@@ -34,24 +34,33 @@ MEASURED = {
 }
 
 
+DataFolder = Annotated[str, typer.Option(help="Folder of labelled pictures in any usual form (docs), or hub:NAME.")]
+NamesFile = Annotated[
+    str | None, typer.Option(help="Names of the classes: a file or a vocabulary. Default: the data's.")
+]
+TaskChoice = Annotated[MeasuredTask | None, typer.Option(help="What to measure. Default: all that the data know.")]
+SplitChoice = Annotated[
+    Split, typer.Option(help="Which pictures; validation: those that `maftplus finetune` holds out.")
+]
+Seed = Annotated[int, typer.Option(help="Decides which pictures are held out where the data have no split.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of pictures.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of annotations.")]
+MaxPictures = Annotated[int | None, typer.Option(min=1, help="Measure the first so many only.")]
+ReportFolder = Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and a CSV by class.")]
+
+
 @command()
 def evaluate(
-    data: Annotated[str, typer.Option(help="Folder of labelled pictures in any usual form (docs), or hub:NAME.")],
+    data: DataFolder,
     model: given.Model = None,
-    labels_file: Annotated[
-        str | None, typer.Option(help="Names of the classes: a file or a vocabulary. Default: the data's own.")
-    ] = None,
-    task: Annotated[
-        MeasuredTask | None, typer.Option(help="What to measure. Default: all that the data know.")
-    ] = None,
-    split: Annotated[Split, typer.Option(help="Which pictures; those that `maftplus finetune` sets aside.")] = (
-        Split.validation
-    ),
-    seed: Annotated[int, typer.Option(help="Decides which pictures are set aside where the data have no split.")] = 0,
-    image_column: Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of pictures.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of annotations.")] = None,
-    max_pictures: Annotated[int | None, typer.Option(min=1, help="Measure the first so many only.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and a CSV by class.")] = None,
+    labels_file: NamesFile = None,
+    task: TaskChoice = None,
+    split: SplitChoice = Split.validation,
+    seed: Seed = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    max_pictures: MaxPictures = None,
+    out: ReportFolder = None,
     quiet: given.Quiet = False,
     device: given.Device = None,
     dtype: given.Dtype = given.Precision.auto,

@@ -152,6 +152,42 @@ def test_ids_in_a_names_file_are_the_values_of_the_maps(tmp_path):
     assert form.vocabulary.stuff == (2,)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# label:color_rgb:parts:actions\nvoid:0,0,0::\ncat:250,50,83::\ndog:9,9,9::\n",
+        "name,r,g,b\nvoid,0,0,0\ncat,250,50,83\ndog,9,9,9\n",
+        "0 0 0\tvoid\n250 50 83\tcat\n9 9 9\tdog\n",
+    ],
+)
+def test_coloured_maps_are_read_by_the_colours_of_the_names_file(tmp_path, text):
+    make_label_maps(tmp_path)
+    (tmp_path / "names.txt").write_text(text)
+    colours = np.array([(0, 0, 0), (250, 50, 83), (9, 9, 9)], dtype=np.uint8)
+    for index in range(5):
+        save_map(tmp_path / "labels" / f"{index}.png", colours[bands(0, 1, 2)])
+    form = read_form(tmp_path)
+    assert form.vocabulary.names == ("cat", "dog")
+    assert form.train[0]["segmentation_map"][0, ::4].tolist() == [255, 0, 1]
+    form.train.items[0].annotation.unlink()
+    save_map(form.train.items[0].annotation, colours[bands(0, 1, 2)] + 1)
+    with pytest.raises(ValueError, match=r"labels/\d\.png: the colour \(1, 1, 1\) stands for no class"):
+        form.train[0]
+
+
+def test_a_header_is_no_class_and_an_id_may_mean_void(tmp_path):
+    (tmp_path / "names.csv").write_text("id,name\n0,cat\n1,dog\n99,ignore\n")
+    vocabulary, unlabelled, _ = fit_names(read_names(tmp_path / "names.csv"), {0, 1, 99})
+    assert vocabulary.names == ("cat", "dog")
+    assert 99 in unlabelled
+
+
+def test_names_may_lie_beside_a_folder_that_is_a_split(tmp_path):
+    make_label_maps(tmp_path / "train")
+    (tmp_path / "train" / "names.txt").rename(tmp_path / "classes.txt")
+    assert read_form(tmp_path / "train").vocabulary.names == NAMES
+
+
 def test_numbers_above_255_are_classes_of_a_large_vocabulary(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\n".join(f"class number {index}" for index in range(300)))
@@ -354,7 +390,7 @@ def test_voc_without_objects_is_semantic_also_in_voc_colours(tmp_path):
 
 
 def test_the_first_colours_of_voc_are_those_of_its_development_kit():
-    assert voc_colours(5) == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
+    assert voc_colours(5) == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
 
 
 # ---------------------------------------------------------------------------------------------------- rows and YOLO
@@ -392,6 +428,16 @@ def test_rows_with_objects_are_panoptic_with_the_names_of_their_class_label(tmp_
     assert sorted(s["label_id"] for s in form.train[0]["segments_info"]) == [0, 1]
     semantic = read_form(tmp_path / "rows", task="semantic").validation[0]
     assert values_of(semantic) == [0, 1, 255]
+
+
+def test_categories_that_are_words_are_the_classes(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    objects = [{"label": "dog", "mask": json.dumps(square())}, {"label": "cat", "mask": json.dumps(square(7, 1, 3))}]
+    rows = [{"image": Image.new("RGB", (12, 8), (9 * i, 0, 0)), "annotations": objects} for i in range(3)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    form = read_form(tmp_path / "rows")
+    assert form.vocabulary.names == ("cat", "dog")
+    assert sorted(s["label_id"] for s in form.train[0]["segments_info"]) == [0, 1]
 
 
 def test_rows_without_masks_are_refused_with_their_columns(tmp_path):

@@ -328,7 +328,7 @@ def name_unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return (
         f"the ids {', '.join(map(str, ids[:5]))}{more} are not in the vocabulary {vocabulary.name}; name them there "
-        f"(`{ids[0]}: NAME`), or give these pixels the value that means unlabelled."
+        f"(`{ids[0]}: NAME`, or `{ids[0]}: void` where they are unlabelled)."
     )
 
 

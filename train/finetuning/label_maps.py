@@ -4,8 +4,8 @@ Shapes: H x W the picture; label maps (H, W) of the names' values.
 """
 
 import hashlib
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,18 @@ VOC_BOUNDARY = 255
 BACKGROUND_SEGMENT = 1 << 16  # above every object of an 8 or 16-bit map
 
 
+@cache
+def voc_colours(number: int = 256) -> tuple[tuple[int, int, int], ...]:
+    """The colours that VOC's development kit gives the indices: bits 0, 1, 2 are the highest of red, green, blue."""
+    colours = []
+    for index in range(number):
+        channels = [0, 0, 0]
+        for position in range(24):
+            channels[position % 3] |= (index >> position & 1) << (7 - position // 3)
+        colours.append(tuple(channels))
+    return tuple(colours)
+
+
 # ------------------------------------------------------------------------------------------- pictures and label maps
 
 
@@ -55,12 +67,14 @@ def read_label_folders(root: Path, names: Names | None) -> Found | None:
         return None
     if set(items) == {WHOLE}:
         items = _divide_by_lists(items[WHOLE], root)
-    values = scan_values([item for own in items.values() for item in own])
-    used = set().union(*values.values()) if values else set()
-    vocabulary, unlabelled, assumed = fit_names(_require_names(names or find_names(root), root, used), used)
+    names = names or find_names(root)
+    read = read_values if names is None or names.colours is None else partial(read_values, colours=names.colours)
+    values = scan_values([item for own in items.values() for item in own], read)
+    used = set().union(*values.values())
+    vocabulary, unlabelled, assumed = fit_names(_require_names(names, root, used), used)
     options = {"ignore_index": ignore_value(vocabulary), "unlabelled": unlabelled}
     parts = {
-        split: SegmentationDataset(_part_name(root, split), "semantic", vocabulary, own, read_values, **options)
+        split: SegmentationDataset(_part_name(root, split), "semantic", vocabulary, own, read, **options)
         for split, own in items.items()
     }
     images, labels = (_common_name(pairs, side, root) for side in (0, 1))
@@ -68,18 +82,43 @@ def read_label_folders(root: Path, names: Names | None) -> Found | None:
     return Found(kind, parts, notes + assumed, class_sets(values, vocabulary, unlabelled))
 
 
-def read_values(item: Item) -> np.ndarray:
-    """A label map's values (H, W); of a map that is saved with three equal channels one of them."""
-    picture = annotations.open_map(item.annotation)
-    values = np.asarray(picture)
-    if values.ndim == 3 and values.shape[-1] >= 3 and (values[..., :1] == values[..., :3]).all():
+def read_values(item: Item, colours: Sequence[tuple[int, int, int]] | None = None) -> np.ndarray:
+    """A label map's values (H, W), see `read_map`."""
+    return read_map(item.annotation, colours)
+
+
+def read_map(path: Path, colours: Sequence[tuple[int, int, int]] | None) -> np.ndarray:
+    """
+    Values (H, W) of a map: of one channel as they are, of three equal ones one of them, of colours their places.
+
+    Args:
+        colours: (red, green, blue) of every value in coloured maps.
+
+    Raises:
+        ValueError: if it is coloured and nobody knows the colours, or one of them; the message names the file.
+    """
+    values = np.asarray(annotations.open_map(path))
+    if values.ndim == 2 or values.shape[-1] < 3:
+        return annotations.as_labels(values, path)
+    if colours is not None:
+        return _by_colour(values, colours, path)
+    if (values[..., :1] == values[..., :3]).all():
         return values[..., 0]
-    if values.ndim == 3:
-        raise ValueError(
-            f"{item.annotation}: the label map is a colour picture; save it with one channel (grey or palette) that "
-            "holds the number of the class."
-        )
-    return annotations.as_labels(values, item.annotation)
+    raise ValueError(
+        f"{path}: the label map is a colour picture; save it with one channel (grey or palette) that holds the number "
+        "of the class, or give the colours in the names file (`cat,255,0,0`)."
+    )
+
+
+def _by_colour(values: np.ndarray, colours: Sequence[tuple[int, int, int]], path: Path) -> np.ndarray:
+    pixels = values[..., 0].astype(np.int64) << 16 | values[..., 1].astype(np.int64) << 8 | values[..., 2]
+    table = {red << 16 | green << 8 | blue: index for index, (red, green, blue) in enumerate(colours)}
+    indices = map_ids(pixels, table, -1)
+    if (indices < 0).any():
+        unknown = int(pixels[indices < 0][0])
+        colour = unknown >> 16, unknown >> 8 & 255, unknown & 255
+        raise ValueError(f"{path}: the colour {colour} stands for no class; name it, or save the map with a palette.")
+    return indices
 
 
 def scan_values(items: list[Item], read: Any = read_values) -> dict[str, set[int]]:
@@ -206,7 +245,7 @@ def read_voc(root: Path, names: Names | None) -> Found | None:
 
 def read_voc_classes(item: Item) -> np.ndarray:
     """Class indices (H, W) of a palette PNG, or of one that was saved in VOC's colours."""
-    return _voc_indices(item.annotation)
+    return read_map(item.annotation, voc_colours())
 
 
 def read_voc_objects(item: Item, objects: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -216,9 +255,9 @@ def read_voc_objects(item: Item, objects: Path) -> tuple[np.ndarray, list[dict[s
     Raises:
         ValueError: if the two maps do not fit each other.
     """
-    labels = _voc_indices(item.annotation).astype(np.int32)
+    labels = read_map(item.annotation, voc_colours()).astype(np.int32)
     path = objects / item.annotation.name
-    ids = _voc_indices(path).astype(np.int32)
+    ids = read_map(path, voc_colours()).astype(np.int32)
     if ids.shape != labels.shape:
         raise ValueError(f"{path} is {ids.shape} (height, width), but {item.annotation} is {labels.shape}.")
     ids = np.where((labels == VOC_BOUNDARY) | (ids == VOC_BOUNDARY), 0, np.where(labels == 0, BACKGROUND_SEGMENT, ids))
@@ -228,31 +267,6 @@ def read_voc_objects(item: Item, objects: Path) -> tuple[np.ndarray, list[dict[s
             category = int(np.bincount(labels[ids == segment]).argmax())
             segments.append({"id": segment, "category_id": category})
     return ids, segments
-
-
-def _voc_indices(path: Path) -> np.ndarray:
-    values = np.asarray(annotations.open_map(path))
-    if values.ndim == 2:
-        return annotations.as_labels(values, path)
-    colours = values[..., 0].astype(np.int64) << 16 | values[..., 1].astype(np.int64) << 8 | values[..., 2]
-    table = {red << 16 | green << 8 | blue: index for index, (red, green, blue) in enumerate(voc_colours())}
-    indices = map_ids(colours, table, -1)
-    if (indices < 0).any():
-        unknown = int(colours[indices < 0][0])
-        colour = unknown >> 16, unknown >> 8 & 255, unknown & 255
-        raise ValueError(f"{path}: the colour {colour} is none of Pascal VOC's; save the map with a palette.")
-    return indices
-
-
-def voc_colours(number: int = 256) -> list[tuple[int, int, int]]:
-    """The colours that VOC's development kit gives the indices: bits 0, 1, 2 are the highest of red, green, blue."""
-    colours = []
-    for index in range(number):
-        channels = [0, 0, 0]
-        for position in range(24):
-            channels[position % 3] |= (index >> position & 1) << (7 - position // 3)
-        colours.append(tuple(channels))
-    return colours
 
 
 def _class_maps(folder: Path) -> Path | None:

@@ -3,7 +3,8 @@
     names = find_names(root)                  # names.txt, classes.json, ...: None where there is no such file
     vocabulary, unlabelled, notes = fit_names(names, values)
 
-Beside the forms of `vocabularies/files.py`, read here: "id name" and "name,id" lines, `#` for remarks, JSON lists and
+Beside the forms of `vocabularies/files.py`, read here: "id name" and "name,id" lines, names with colours (CVAT's
+`labelmap.txt`, `name,r,g,b`), `#` for remarks, JSON lists and
 mappings of names, COCO's `categories`, and the YAML of YOLO.
 """
 
@@ -24,25 +25,39 @@ from maftplus.vocabularies.files import (
     read_json_file,
     read_text,
 )
-from maftplus.words_maftplus import canonical_name
 
 # Words in the name of a file of names, the likeliest first.
 NAME_WORDS = ("names", "classes", "classnames", "labels", "categories", "class", "label", "vocabulary", "id2label")
 NAME_ENDINGS = (".txt", ".json", ".csv", ".names", ".yaml", ".yml")
 NOT_NAMES = {"readme", "license", "licence", "train", "val", "valid", "test", "trainval", "requirements", "provenance"}
-NOT_CLASSES = {"unlabelled", "unlabeled", "void", "ignore", "ignored", "__ignore__", "unannotated", "no label"}
+VOID_WORDS = {"unlabelled", "unlabeled", "void", "ignore", "ignored", "unannotated", "unknown"}
+BESIDE_VOID = {"label", "pixels", "pixel", "region", "regions", "area", "class", "or", "and", "is"}
 UNLABELLED = (255, 65535)  # of label maps of 8 and of 16 bits
 ID_THEN_NAME = re.compile(r"\s*([0-9]{1,9})[\s,;]+(\S.*)")
+HEADER = re.compile(r"\W*(id|index|value|name|label|class)\w*\W.*", re.IGNORECASE)
+# name:r,g,b:... as CVAT writes it, name,r,g,b as in CSV files, "r g b name" as of CamVid
+COLOUR = r"([0-9]{1,3})[\s,;]+([0-9]{1,3})[\s,;]+([0-9]{1,3})"
+NAME_AND_COLOUR = (
+    re.compile(rf"\s*(?P<name>[^:,;]*[^:,;\s0-9][^:,;]*?)\s*[:,;]\s*{COLOUR}\s*(:.*)?"),
+    re.compile(rf"\s*{COLOUR}[\s,;]+(?P<name>\S.*?)\s*"),
+)
 NAME_THEN_ID = re.compile(r"(.*\S)\s*[,;:=\t]\s*([0-9]{1,9})\s*")
 NESTED = ("classes", "categories", "names", "id2label", "label2id", "labels")  # keys of JSON under which names may lie
 
 
 @dataclass(frozen=True)
 class Names:
-    """Classes as their file lists them; `has_ids`: the file says which values of label maps they are."""
+    """
+    Classes as their file lists them.
+
+    Args:
+        has_ids: The file says which values of label maps they are.
+        colours: (red, green, blue) of every class in coloured label maps, where the file gives them.
+    """
 
     vocabulary: VocabularyFile
     has_ids: bool
+    colours: tuple[tuple[int, int, int], ...] | None = None
 
 
 def find_names(root: Path) -> Names | None:
@@ -81,6 +96,9 @@ def read_names(source: str | Path) -> Names:
         content = content if isinstance(content, dict) and "classes" in content else {"name": path.stem}
         return Names(parse_classes({**content, "classes": rows}, path), all("id" in row for row in rows))
     lines = [line if line.lstrip()[:1] != "#" else "" for line in read_text(path).split("\n")]
+    coloured = _with_colours(lines)
+    if coloured is not None:
+        return Names(parse_lines(coloured, str(path), path.stem), False, tuple(coloured.values()))
     lines = _with_colons(lines)
     has_ids = any(ID_AND_NAMES.fullmatch(line) for line in lines)
     return Names(parse_lines(lines, str(path), path.stem), has_ids)
@@ -98,7 +116,7 @@ def fit_names(names: Names, values: Iterable[int]) -> tuple[VocabularyFile, froz
     values, notes, vocabulary = set(values), [], names.vocabulary
     if not names.has_ids:
         vocabulary, notes = _number(vocabulary, values)
-    named_void = [i for i, name in enumerate(vocabulary.names) if canonical_name(name) in NOT_CLASSES]
+    named_void = [i for i, name in enumerate(vocabulary.names) if _means_void(name)]
     unlabelled = {vocabulary.raw_ids[i] for i in named_void}
     if named_void and len(named_void) < vocabulary.num_labels:
         notes.append(f"{vocabulary.names[named_void[0]]!r} is no class: its pixels count as unlabelled.")
@@ -149,14 +167,40 @@ def _with_background(vocabulary: VocabularyFile) -> VocabularyFile:
     return replace(vocabulary, names=names, classes=classes, raw_ids=(0, 1), stuff=(0,), places=places)
 
 
+def _means_void(name: str) -> bool:
+    words = set(re.findall("[a-z]+", name.lower()))
+    return bool(words & VOID_WORDS) and words <= VOID_WORDS | BESIDE_VOID
+
+
+def _with_colours(lines: list[str]) -> dict[str, tuple[int, int, int]] | None:
+    """Names and their colours, where every line but a header has both and no colour comes twice."""
+    filled = _without_header([line for line in lines if line.strip()], NAME_AND_COLOUR[0])
+    for pattern in NAME_AND_COLOUR:
+        found = [pattern.fullmatch(line) for line in filled]
+        if filled and all(found):
+            colours = {match["name"]: tuple(int(match[i]) for i in _colour_groups(pattern)) for match in found}
+            if len(set(colours.values())) == len(found) and max(map(max, colours.values())) <= 255:
+                return colours
+    return None
+
+
+def _colour_groups(pattern: re.Pattern) -> tuple[int, int, int]:
+    return (2, 3, 4) if pattern is NAME_AND_COLOUR[0] else (1, 2, 3)
+
+
+def _without_header(filled: list[str], pattern: re.Pattern) -> list[str]:
+    """The lines without a first one that names columns, as of a CSV file."""
+    is_header = len(filled) > 1 and HEADER.fullmatch(filled[0]) and not pattern.fullmatch(filled[0])
+    return filled[1:] if is_header and all(pattern.fullmatch(line) for line in filled[1:]) else filled
+
+
 def _with_colons(lines: list[str]) -> list[str]:
     """Lines "id name" or "name,id" as "id: name", where every line is so and no id comes twice."""
     filled = [line for line in lines if line.strip()]
     for pattern, order in ((ID_THEN_NAME, (1, 2)), (NAME_THEN_ID, (2, 1))):
-        found = [pattern.fullmatch(line) for line in filled]
+        found = [pattern.fullmatch(line) for line in _without_header(filled, pattern)]
         if filled and all(found) and len({match[order[0]] for match in found}) == len(found):
-            places = iter(f"{match[order[0]]}: {match[order[1]]}" for match in found)
-            return [next(places) if line.strip() else "" for line in lines]
+            return [f"{match[order[0]]}: {match[order[1]]}" for match in found]
     return lines
 
 

@@ -44,12 +44,18 @@ STATE_FILES = ("dataset_dict.json", "state.json")
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; `masks` and `category` are fields of the objects, None for label maps."""
+    """
+    Which columns hold what; `masks` and `category` are fields of the objects, None for label maps.
+
+    Args:
+        names: Categories that are words, in the order of the vocabulary; None where they are numbers.
+    """
 
     image: str
     labels: str
     masks: str | None = None
     category: str | None = None
+    names: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -101,7 +107,7 @@ def read_rows(
         make = _label_map_rows(splits, columns, names or _names_beside(name), found, name)
     else:
         found.kind = f"a data set with pictures ({columns.image}) and objects ({columns.labels})"
-        make = _object_rows(first.features, columns, names or _names_beside(name), name)
+        make = _object_rows(splits, columns, names or _names_beside(name), name)
     for split, rows in splits.items():
         found.parts[split] = replace(make, name=f"{short}_{split}" if split else short, rows=rows)
     return found
@@ -164,11 +170,24 @@ def _first_of(words: tuple[str, ...], columns: list[str], only: bool = False) ->
     return known if known or only or not columns else columns[0]
 
 
+def _leaf(feature: Any) -> Any:
+    """What lists are made of, however deep it lies."""
+    while isinstance(feature, list) or hasattr(feature, "feature"):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    return feature
+
+
 def _class_names(feature: Any) -> list[str] | None:
     """Names of a `ClassLabel`, however deep it lies."""
-    while feature is not None and not hasattr(feature, "names"):
-        feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return None if feature is None else list(feature.names)
+    names = getattr(_leaf(feature), "names", None)
+    return None if names is None else list(names)
+
+
+def _category_words(splits: dict[str, Any], columns: Columns) -> list[str]:
+    """The categories of all rows, where they are words, in alphabetical order."""
+    rows = (row for part in splits.values() for row in part.select_columns([columns.labels]))
+    lists = (_as_list(row[columns.labels], columns, columns.labels) for row in rows)
+    return sorted({one[columns.category] for objects in lists for one in objects if one[columns.category] is not None})
 
 
 def _names_beside(name: str) -> Names | None:
@@ -209,41 +228,46 @@ def _scan(rows: Any, columns: Columns, name: str) -> Iterator[tuple[int, set[int
         yield index, set(distinct(as_labels(np.asarray(row[columns.labels]), f"{name}, row {index}")))
 
 
-def _object_rows(features: Mapping[str, Any], columns: Columns, names: Names | None, name: str) -> ObjectRows:
-    feature = features[columns.labels]
-    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else feature)
-    own = _class_names(inner[columns.category])
+def _object_rows(splits: dict[str, Any], columns: Columns, names: Names | None, name: str) -> ObjectRows:
+    feature = next(iter(splits.values())).features[columns.labels]
+    category = getattr(feature, "feature", feature[0] if isinstance(feature, list) else feature)[columns.category]
+    own, source = _class_names(category), f"{name}, ClassLabel"
+    if own is None and _leaf(category).dtype in ("string", "large_string"):
+        own, source = _category_words(splits, columns), f"{name}, {columns.category}"
+        columns = replace(columns, names=tuple(own))
     if own is None and names is None:
         raise ValueError(f"{name}: the categories have no names (no ClassLabel); pass `--labels-file FILE`.")
     if own is None:
         vocabulary = names.vocabulary
     else:
-        ids = tuple(range(len(own)))
-        vocabulary = VocabularyFile(
-            name, tuple(own), tuple((word,) for word in own), ids, source=f"{name}, ClassLabel"
-        )
-        vocabulary = with_names(vocabulary, names)
+        ids, classes = tuple(range(len(own))), tuple((word,) for word in own)
+        vocabulary = with_names(VocabularyFile(name, tuple(own), classes, ids, source=source), names)
     vocabulary = replace(vocabulary, stuff=vocabulary.stuff or ())
     options = {"ignore_index": ignore_value(vocabulary), "unlabelled": frozenset()}
     return ObjectRows("", [], vocabulary, columns.image, columns.labels, **options, columns=columns)
 
 
 def _as_objects(value: Any, columns: Columns, where: str) -> list[dict[str, Any]]:
-    """Objects of a row, a list of dictionaries or a dictionary of lists, with the fields of COCO's."""
-    if isinstance(value, Mapping):
-        lengths = {len(column) for column in value.values() if isinstance(column, list)}
-        if len(lengths) > 1:
-            raise ValueError(f"{where}: the lists of {columns.labels!r} have different lengths.")
-        value = [dict(zip(value, fields)) for fields in zip(*value.values())]
+    """Objects of a row, with the fields of COCO's."""
     objects = []
-    for number, one in enumerate(value or ()):
-        mask = one[columns.masks]
-        if mask is None or one[columns.category] is None:
+    for number, one in enumerate(_as_list(value, columns, where)):
+        mask, category = one[columns.masks], one[columns.category]
+        if mask is None or category is None:
             raise ValueError(f"{where}: object {number} has no {columns.masks!r} or no {columns.category!r}.")
         is_text = isinstance(mask, str) and mask.lstrip()[:1] in ("[", "{")
-        fields = {"segmentation": _plain(json.loads(mask) if is_text else mask), "category_id": one[columns.category]}
+        category = category if columns.names is None else columns.names.index(category)
+        fields = {"segmentation": _plain(json.loads(mask) if is_text else mask), "category_id": category}
         objects.append({**fields, "iscrowd": one.get("iscrowd") or one.get("is_crowd") or 0})
     return objects
+
+
+def _as_list(value: Any, columns: Columns, where: str) -> list[dict[str, Any]]:
+    """A list of dictionaries, also of a dictionary of lists. Raises ValueError if these differ in length."""
+    if not isinstance(value, Mapping):
+        return list(value or ())
+    if len({len(column) for column in value.values() if isinstance(column, list)}) > 1:
+        raise ValueError(f"{where}: the lists of {columns.labels!r} have different lengths.")
+    return [dict(zip(value, fields)) for fields in zip(*value.values())]
 
 
 def _plain(mask: Any) -> Any:
