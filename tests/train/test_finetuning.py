@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_tools import save_tiny
+from tiny_tools import save_tiny, tiny_config
 from training_tools import make_trainer
 from transformers import pipeline
 
@@ -16,7 +16,12 @@ from maftplus.train.finetuning.finetune import finetune
 from maftplus.train.finetuning.kept import opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
-from maftplus.train.finetuning.presets import FinetuneOptions, make_arguments, training_transforms
+from maftplus.train.finetuning.presets import (
+    FinetuneOptions,
+    let_segmenter_speak,
+    make_arguments,
+    training_transforms,
+)
 from maftplus.vocabularies.files import parse_lines
 
 
@@ -145,10 +150,11 @@ def test_a_batch_holds_no_more_pictures_than_there_are(base, tmp_path):
     assert make_arguments(options, "eval_mean_iou", 3)[2].per_device_train_batch_size == 3
 
 
-def test_quick_lets_the_segmenter_speak_where_no_transfer_learns(tmp_path):
-    options = FinetuneOptions("data", tmp_path, "shapes", use_cpu=True)
-    config = make_arguments(options, "eval_mean_iou", 8)[0].model_config
-    assert (config["ensemble_alpha"], config["mask_aware_weight"]) == (0.4, 0.0)
+@pytest.mark.parametrize(("form", "weights"), [("off", (0.4, 0.0)), ("semantic", (1.0, 1.0))])
+def test_quick_lets_the_segmenter_speak_where_no_transfer_learns(form, weights):
+    config = tiny_config(cdt_form=form)
+    let_segmenter_speak(config)
+    assert (config.ensemble_alpha, config.mask_aware_weight) == weights
 
 
 def test_the_command_is_recorded_without_defaults(tmp_path):

@@ -35,6 +35,7 @@ from maftplus.train.finetuning.presets import (
     SCRATCH,
     Arguments,
     FinetuneOptions,
+    let_segmenter_speak,
     make_arguments,
     training_transforms,
 )
@@ -105,6 +106,8 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
     trainer, kept = _build(options, form, arguments, tell)
     look = partial(_measure_task, trainer, form)
     before = None if options.recipe == SCRATCH else look()
+    if options.recipe == "quick":
+        let_segmenter_speak(trainer.model.config)
     plan = _plan(options, trainer, before or look(), tell)
     if before is not None:
         tell(f"before: {_describe(before)} on the held-out pictures")

@@ -9,9 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from maftplus.conversion.registry import find_model
 from maftplus.train.options import DataArguments, ModelArguments, parse_arguments
 from maftplus.train.trainer import MaftPlusTrainingArguments
 
@@ -135,11 +132,17 @@ def _with_model(model_args: ModelArguments, options: FinetuneOptions) -> ModelAr
     changes: dict[str, Any] = {**model_args.model_config, "dtype": "float32"}
     if options.compensation_weight is not None:
         changes["compensation_weight"] = options.compensation_weight
-    config = AutoConfig.from_pretrained(find_model(options.model))
-    if options.recipe == "quick" and config.cdt_form == "off":
-        changes["mask_aware_weight"] = 0.0  # nothing that it reaches would train
-        changes["ensemble_alpha"] = min(config.ensemble_alpha, FC_CLIP_ALPHA)
     return replace(model_args, model_name_or_path=options.model, model_config=changes)
+
+
+def let_segmenter_speak(config: Any) -> None:
+    """
+    For `quick` on a model without Content-Dependent Transfer, in place: the segmenter's own class scores count for
+    trained classes. CLIP's scores alone, as in MAFT+, would be those of the frozen trunk.
+    """
+    if config.cdt_form == "off":
+        config.mask_aware_weight = 0.0  # nothing that it reaches would train
+        config.ensemble_alpha = min(config.ensemble_alpha, FC_CLIP_ALPHA)
 
 
 def training_transforms(size: dict[str, int]) -> list[dict[str, Any]]:
