@@ -12,7 +12,7 @@ from training_tools import make_trainer
 from transformers import pipeline
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.train.finetuning.finetune import finetune
+from maftplus.train.finetuning.finetune import _check_out, finetune
 from maftplus.train.finetuning.kept import opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
@@ -105,7 +105,7 @@ def test_a_folder_that_holds_something_is_refused(finished, data, base):
 
 
 def test_files_of_others_are_never_overwritten(tmp_path, data, base):
-    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match="holds files"):
         run(data, base, tmp_path, overwrite=True)
 
@@ -245,3 +245,17 @@ def test_a_class_of_specks_alone_is_one_object():
     ids, segments = find_objects(labels, parse_lines(NAMES, "here"))
     assert [segment["label_id"] for segment in segments] == [0, 1]
     assert ids[12, 12] == ids[15, 3] == 1
+
+
+def test_overwrite_leaves_what_is_not_its_own(data, base, tmp_path):
+    out = tmp_path / "again"
+    out.mkdir()
+    for name in ("finetune.json", "metrics.json", "mine.txt"):
+        (out / name).write_text("{}")
+    _check_out(FinetuneOptions(str(data), out, str(base), overwrite=True))
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_nothing_to_go_on_with_is_said(data, base, tmp_path):
+    with pytest.raises(ValueError, match="no run to go on with"):
+        run(data, base, tmp_path, preset="quick", resume=True)

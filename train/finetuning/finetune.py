@@ -40,13 +40,14 @@ from maftplus.train.finetuning.presets import (
     training_transforms,
 )
 from maftplus.train.finetuning.survey import Survey, survey
+from maftplus.train.processes import process_state
 from maftplus.train.publish import write_card
 from maftplus.train.run import assemble_trainer, build_model, build_processor, find_checkpoint
 from maftplus.train.trainer import MaftPlusTrainer
 
 logger = logging.getLogger("maftplus.train")
 
-PLAN, REPORT, METRICS = "plan.json", "report.html", "metrics.json"
+PLAN, REPORT, METRICS = "finetune.json", "report.html", "metrics.json"  # the first tells whose folder it is
 FIGURES = {"semantic": ("eval_mean_iou", "mIoU"), "panoptic": ("eval_pq", "PQ")}
 NUM_EXAMPLES = 6
 Tell = Callable[[str], Any]
@@ -100,7 +101,10 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
         SystemExit: with 143 after SIGTERM; `resume` goes on from there.
     """
     options.check()
-    _check_out(options)
+    state = process_state()
+    tell = tell if state.is_main_process else _tell_nobody
+    if state.is_main_process:
+        _check_out(options)
     form, found = _look_at(options, tell)
     arguments = make_arguments(options, FIGURES[form.task][0], len(form.train))
     trainer, kept = _build(options, form, arguments, tell)
@@ -124,17 +128,18 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
 
 def _check_out(options: FinetuneOptions) -> None:
     """Raises ValueError if `out` holds something and nothing says what to do with it; empties it where told so."""
-    out = options.out
+    out, is_ours = options.out, (options.out / PLAN).is_file()
     if not out.exists() or options.resume:
         return
-    ours = [path for path in (out / PLAN, out / METRICS, out / "model") if path.exists()]
-    if any(out.iterdir()) and not (options.overwrite and ours):
-        way = (
-            "go on with --resume, start anew with --overwrite, or name another --out" if ours else "name another --out"
-        )
-        raise ValueError(f"{out} holds {'an earlier run' if ours else 'files'}: {way}.")
-    for path in [*ours, *checkpoints_of(out), out / "adapter", out / REPORT]:
+    if any(out.iterdir()) and not (options.overwrite and is_ours):
+        way = "go on with --resume, start anew with --overwrite, or " if is_ours else ""
+        raise ValueError(f"{out} holds {'an earlier run' if is_ours else 'files'}: {way}name another --out.")
+    for path in [*checkpoints_of(out), *(out / name for name in (PLAN, METRICS, REPORT, "model", "adapter"))]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _tell_nobody(line: str) -> None:
+    """On all processes but the first."""
 
 
 def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
