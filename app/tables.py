@@ -48,7 +48,8 @@ def print_words(vocabulary: VocabularyFile) -> None:
 
 def print_figures(evaluation: Evaluation) -> None:
     """One line a class, the worst first."""
-    table = Table(title=f"{evaluation.data_set}, {evaluation.task}, in percent", title_justify="left")
+    Console().print(f"{evaluation.data_set}, {evaluation.task}, in percent", markup=False, highlight=False)
+    table = Table()
     for index, name in enumerate(class_columns(evaluation)):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in class_rows(evaluation):

@@ -48,13 +48,14 @@ def class_columns(evaluation: Evaluation) -> list[str]:
 
 
 def class_rows(evaluation: Evaluation) -> list[list[str]]:
-    """A row a class with a figure: in percent, with its counts; the worst first."""
+    """A row a class that the data or, for PQ, a prediction holds: its figure in percent, its counts; worst first."""
     values = evaluation.figures[CLASS_FIGURE[evaluation.task]]
     if evaluation.task == "semantic":
         counts = evaluation.counts[:, :-1].sum(axis=0)[:, None]
     else:
         counts = evaluation.counts[:, 1:]
-    order = sorted(np.flatnonzero(~np.isnan(values)), key=lambda index: values[index])
+    is_met = ~np.isnan(values) & counts.any(axis=1)
+    order = sorted(np.flatnonzero(is_met), key=lambda index: values[index])
     names = evaluation.vocabulary.names
     return [[names[index], _percent(values[index]), *(str(int(one)) for one in counts[index])] for index in order]
 
