@@ -190,14 +190,13 @@ def format_markdown(tables: list[dict[str, dict[str, float]]]) -> str:
     """Mean, and deviation where there are several seeds, in percent (mask sensitivity: correlation times 100)."""
     lines = ["| | " + " | ".join(COLUMNS) + " | seeds |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name, values in collect(tables).items():
-        cells = [cell(column) for column in values.T]
+        cells = [_cell(column) for column in values.T]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(values)} |")
     return "\n".join(lines)
 
 
-def cell(values: np.ndarray, sign: str = "") -> str:
-    """Mean, and deviation where there are several values, as a cell of a table; `sign` "+" for differences."""
-    return f"{np.mean(values):{sign}.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+def _cell(values: np.ndarray) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def plot(tables: list[dict[str, dict[str, float]]], path: Path) -> None:

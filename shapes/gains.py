@@ -42,7 +42,6 @@ from maftplus.pictures.files import write_atomically
 from maftplus.pipeline_maftplus import MARGIN_AMONG_DISTRACTORS
 from maftplus.postprocessing_maftplus import join_mirrored
 from maftplus.processing_maftplus import MaftPlusProcessor
-from maftplus.shapes.ablation import cell
 from maftplus.shapes.evaluate import all_names, figures_of
 from maftplus.shapes.none_of_these import absent_ids, choose_classes
 from maftplus.shapes.scenes import CLASS_NAMES, CLASSES, STUFF_IDS, Scene, scenes
@@ -275,11 +274,15 @@ def format_table(content: dict) -> str:
     first, sign = 0.0, ""
     for name in table_ways(content["chosen"]):
         values = 100 * np.array([[piece[name][column] for column in COLUMNS] for piece in content["test"].values()])
-        cells = [cell(column, sign) for column in (values - first).T]
+        cells = [_cell(column, sign) for column in (values - first).T]
         lines.append(f"| {name} | " + " | ".join([*cells, f"{content['time'][name]:.2f}"]) + " |")
         if not sign:
             first, sign = values, "+"
     return "\n".join(lines)
+
+
+def _cell(values: np.ndarray, sign: str) -> str:
+    return f"{values.mean():{sign}.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
