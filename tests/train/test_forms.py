@@ -188,6 +188,18 @@ def test_names_may_lie_beside_a_folder_that_is_a_split(tmp_path):
     assert read_form(tmp_path / "train").vocabulary.names == NAMES
 
 
+def test_a_text_file_alone_in_the_folder_holds_the_names_and_many_are_none(tmp_path):
+    make_label_maps(tmp_path)
+    (tmp_path / "names.txt").rename(tmp_path / "animals.txt")
+    (tmp_path / "README.txt").write_text("Pictures of animals.\n")
+    assert read_form(tmp_path).vocabulary.names == NAMES
+    (tmp_path / "animals.txt").rename(tmp_path / "labels" / "names.txt")
+    for index in range(60):
+        (tmp_path / "labels" / f"label_{index}.txt").write_text("1\n")
+    with pytest.raises(ValueError, match="no file names the classes"):
+        read_form(tmp_path)
+
+
 def test_numbers_above_255_are_classes_of_a_large_vocabulary(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\n".join(f"class number {index}" for index in range(300)))

@@ -16,7 +16,7 @@ from maftplus.train.data import annotations
 from maftplus.train.data.annotations import Item
 from maftplus.train.data.layouts import read_list
 from maftplus.train.data.registry import IMAGE_ENDINGS, SegmentationDataset, ignore_value
-from maftplus.train.finetuning.folders import TRAIN, VALIDATION, WHOLE, list_by_stem, pair_folders
+from maftplus.train.finetuning.folders import TEST, TRAIN, VALIDATION, WHOLE, list_by_stem, pair_folders
 from maftplus.train.finetuning.names import Names, find_names, fit_names
 from maftplus.train.finetuning.parts import Found, list_some, short_name
 from maftplus.vocabularies.files import VocabularyFile, map_ids
@@ -174,7 +174,7 @@ def _core(stem: str) -> str:
 
 def _divide_by_lists(items: list[Item], root: Path) -> dict[str, list[Item]]:
     """By the lists train.txt and val.txt where the folder has both."""
-    lists = {split: find_list(root, (split,)) for split in (TRAIN, VALIDATION)}
+    lists = {TRAIN: find_list(root, (TRAIN,)), VALIDATION: find_list(root, (VALIDATION, "validation", TEST))}
     if None in lists.values():
         return {WHOLE: items}
     stems = {split: set(read_list(path)) for split, path in lists.items()}

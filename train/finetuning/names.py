@@ -8,6 +8,7 @@ Beside the forms of `vocabularies/files.py`, read here: "id name" and "name,id" 
 mappings of names, COCO's `categories`, and the YAML of YOLO.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -29,7 +30,18 @@ from maftplus.vocabularies.files import (
 # Words in the name of a file of names, the likeliest first.
 NAME_WORDS = ("names", "classes", "classnames", "labels", "categories", "class", "label", "vocabulary", "id2label")
 NAME_ENDINGS = (".txt", ".json", ".csv", ".names", ".yaml", ".yml")
-NOT_NAMES = {"readme", "license", "licence", "train", "val", "valid", "test", "trainval", "requirements", "provenance"}
+NOT_NAMES = {
+    "readme",
+    "license",
+    "licence",
+    "requirements",
+    "provenance",
+    "notes",
+    "list",
+    "trainval",
+    "all",
+    *SPLIT_WORDS,
+}
 VOID_WORDS = {"unlabelled", "unlabeled", "void", "ignore", "ignored", "unannotated", "unknown"}
 BESIDE_VOID = {"label", "pixels", "pixel", "region", "regions", "area", "class", "or", "and", "is"}
 UNLABELLED = (255, 65535)  # of label maps of 8 and of 16 bits
@@ -69,13 +81,13 @@ def find_names(root: Path) -> Names | None:
     """
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     folders += [root.resolve().parent] if root.resolve().name.lower() in SPLIT_WORDS else []
+    files = [path for folder in folders for path in _candidates(folder)]
     for word in NAME_WORDS:
-        for folder in folders:
-            for ending in NAME_ENDINGS:
-                for path in sorted(folder.glob(f"*{ending}")) if not _is_large(folder, ending) else ():
-                    if word in _stem_words(path) and (names := _try(path)):
-                        return names
-    alone = [path for path in root.glob("*.txt") if not set(_stem_words(path)) & NOT_NAMES]
+        for path in files:
+            if word in _stem_words(path) and (names := _try(path)):
+                return names
+    texts = [path for path in files if path.parent == root and path.suffix.lower() == ".txt"]
+    alone = [path for path in texts if not set(_stem_words(path)) & NOT_NAMES]
     yaml = [path for path in (root / "data.yaml", root / "dataset.yaml") if path.is_file()]
     return read_names(alone[0]) if len(alone) == 1 else _try(yaml[0]) if yaml else None
 
@@ -250,6 +262,12 @@ def _stem_words(path: Path) -> list[str]:
     return [*re.split(r"[_\-. ]+", stem), stem.replace("_", "")]
 
 
-def _is_large(folder: Path, ending: str, most: int = 50) -> bool:
-    """Whether a folder holds so many files of a kind that they are annotations."""
-    return sum(1 for _ in zip(range(most + 1), folder.glob(f"*{ending}"))) > most
+def _candidates(folder: Path, most: int = 50) -> list[Path]:
+    """Files that may hold names, by name; of a kind that comes more than `most` times none: those are annotations."""
+    files = {ending: [] for ending in NAME_ENDINGS}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            own = files.get(os.path.splitext(entry.name)[1].lower())
+            if own is not None and not entry.name.startswith("."):
+                own.append(folder / entry.name)
+    return [path for own in files.values() if len(own) <= most for path in sorted(own)]
