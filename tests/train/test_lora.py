@@ -20,7 +20,9 @@ from training_tools import (
     training_model,
     write_folder_data,
 )
+from typer.testing import CliRunner
 
+from maftplus.app.cli import app
 from maftplus.app.models import load_pipeline, resolve_whole_model
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.finetuning.lora import (
@@ -288,6 +290,25 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         add_adapter(other)
 
 
+def test_an_adapter_of_weights_that_changed_since_is_told(tmp_path, monkeypatch):
+    _, folder = saved_adapter(tmp_path)
+    told = []
+    monkeypatch.setattr("maftplus.train.finetuning.lora.logger.warning", lambda text, *values: told.append(text))
+    load_adapter(folder)
+    assert not told
+    tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    load_adapter(folder, str(tmp_path / "other"))
+    assert len(told) == 1
+    assert "not the weights that it was trained beside" in told[0]
+
+
+def test_without_peft_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "maftplus\[lora\]"') as caught:
+        add_adapter(training_model())
+    assert caught.value.name == "peft"
+
+
 def test_what_takes_no_adapter_says_how_to_make_a_model_of_it(tmp_path):
     _, folder = saved_adapter(tmp_path)
     with pytest.raises(ValueError, match="is an adapter alone.*maftplus merge"):
@@ -298,9 +319,8 @@ def test_what_takes_no_adapter_says_how_to_make_a_model_of_it(tmp_path):
 
 def test_a_merged_folder_and_the_adapter_s_own_segment_alike(tmp_path):
     model, folder = saved_adapter(tmp_path)
-    command = [sys.executable, "-m", "maftplus.app.cli", "merge", str(folder), str(tmp_path / "merged")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    result = CliRunner().invoke(app, ["merge", str(folder), str(tmp_path / "merged")])
+    assert result.exit_code == 0, result.output
     for name in ("adapter", "merged"):
         pipe = load_pipeline(str(tmp_path / name), "cpu", "float32")
         torch.testing.assert_close(answer(pipe.model), answer(model), rtol=1e-5, atol=1e-5)

@@ -9,15 +9,20 @@ Source: arXiv 2106.09685, section 4.1; PEFT (the extra `lora`) has the layers. W
 """
 
 import copy
+import hashlib
 import inspect
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.conversion.registry import find_model, name_of_model
@@ -25,11 +30,14 @@ from maftplus.layers_maftplus import MaftPlusAttention
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
 from maftplus.segmenter_maftplus import MaftPlusDeformableAttention
 
+logger = logging.get_logger(__name__)
+
 ADAPTER = "default"  # PEFT's name of the only adapter
 PREFIX = "base_model.model."  # of every tensor in PEFT's files
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 NETWORK_FILE = "adapter_network.json"  # not config.json: transformers would look for a whole model beside it
 WORDS_FILE = "adapter_words.safetensors"
+FINGERPRINT = "base_fingerprint"
 VOID, TEXT = "model.void_embedding", "model.clip.text_model"
 ALL = "all"
 ATTENTION = (MaftPlusAttention, MaftPlusDeformableAttention)
@@ -144,15 +152,14 @@ def add_adapter(
         ValueError: as `match_modules`, for a rank below 1, or if the model has an adapter or is one merged.
         ModuleNotFoundError: without PEFT.
     """
-    from peft import LoraConfig
-
+    peft = _import_peft()
     if rank < 1:
         raise ValueError(f"`lora_rank` must be at least 1, got {rank}.")
     base = model.name_or_path
     if has_adapter(model) or (base and is_adapter(base)):
         raise ValueError("This model has an adapter already; `maftplus merge` makes an ordinary model of the two.")
     layers = [name for names in match_modules(model, presets).values() for name in names]
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
@@ -257,7 +264,7 @@ def save_adapter(model: MaftPlusForUniversalSegmentation, folder: str | Path) ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in _adapter_state(model).items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt", FINGERPRINT: base_fingerprint(model)})
     config = copy.copy(model.peft_config[ADAPTER])
     config.inference_mode = True
     config.target_modules = adapted_layers(model)  # PEFT shortens the names that it was given
@@ -293,8 +300,6 @@ def load_adapter_weights(model: MaftPlusForUniversalSegmentation, folder: str | 
     Raises:
         ValueError: if the folder holds no adapter, or one of other layers or ranks.
     """
-    from peft import set_peft_model_state_dict
-
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no adapter ({WEIGHTS_FILE} is missing).")
@@ -308,7 +313,17 @@ def load_adapter_weights(model: MaftPlusForUniversalSegmentation, folder: str | 
             f"{path} does not fit this model's adapter: {len(wrong)} tensors differ, such as {wrong[0]}. The base "
             "model and, in training, `lora` and `lora_rank` must be those that it was trained with."
         )
-    set_peft_model_state_dict(model, found, adapter_name=ADAPTER)
+    with safe_open(path, "pt") as file:
+        fingerprint = (file.metadata() or {}).get(FINGERPRINT)
+    if fingerprint not in (None, base_fingerprint(model)):
+        logger.warning("%s: these are not the weights that it was trained beside; has the base changed since?", folder)
+    _import_peft().set_peft_model_state_dict(model, found, adapter_name=ADAPTER)
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Tells the weights beside an adapter from others: a hash of the first row of every adapted layer."""
+    rows = [model.get_submodule(name).get_base_layer().weight[0] for name in adapted_layers(model)]
+    return hashlib.sha256(torch.cat(rows).detach().float().cpu().numpy().tobytes()).hexdigest()
 
 
 def load_adapter(
@@ -328,9 +343,7 @@ def load_adapter(
         OSError: if the base cannot be loaded.
         ModuleNotFoundError: without PEFT.
     """
-    from peft import LoraConfig
-
-    folder = Path(folder)
+    folder, peft = Path(folder), _import_peft()
     base = base_of(folder, base)
     config = MaftPlusConfig.from_dict({**_read_json(folder / NETWORK_FILE), **config_fields})
     words = config.vocabulary, config.stuff_ids, config.seen_ids
@@ -338,7 +351,7 @@ def load_adapter(
     model, info = MaftPlusForUniversalSegmentation.from_pretrained(base, config=config, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{folder}: {base} is not its base, it lacks {sorted(info['missing_keys'])[0]}.")
-    adapter = LoraConfig.from_pretrained(str(folder))
+    adapter = peft.LoraConfig.from_pretrained(str(folder))
     adapter.inference_mode = False
     named = adapter.base_model_name_or_path
     model.add_adapter(adapter, ADAPTER)
@@ -355,10 +368,16 @@ def load_adapter(
 
 def _adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors by PEFT's names, without the adapter's own name; nothing is asked of the Hub."""
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    state = _import_peft().get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     return {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+
+
+def _import_peft() -> ModuleType:
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('LoRA needs PEFT: pip install "maftplus[lora]"', name="peft") from error
+    return peft
 
 
 def _read_json(path: Path) -> dict[str, Any]:
