@@ -14,6 +14,7 @@ from maftplus.app.commands.batch import batch
 from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
 from maftplus.app.commands.endpoint import endpoint
+from maftplus.app.commands.evaluate import evaluate
 from maftplus.app.commands.export import export
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
@@ -39,6 +40,7 @@ COMMANDS = (
     prepare,
     verify,
     merge,
+    evaluate,
     export,
     endpoint,
 )
