@@ -17,11 +17,14 @@ def merge(
     ] = None,
 ) -> None:
     """Merge an adapter (LoRA) into its base model: an ordinary folder, with the adapter's words."""
+    from transformers.utils import logging
+
     from maftplus.app.models import load_processor
     from maftplus.train.finetuning.lora import load_adapter
 
     if out.exists():
         raise ValueError(f"{out} is there already; give a new folder.")
+    logging.disable_progress_bar()
     model = load_adapter(adapter, base)
     processor = load_processor(str(adapter), base)
     model.save_pretrained(out)
