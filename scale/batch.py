@@ -23,6 +23,9 @@ from maftplus.words_maftplus import ClassName, parse_distractors, split_distract
 STARTS = 3  # of Ray on this machine, before that is given up
 QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 CPUS_A_WORKER = 4  # where there is no GPU
+# Large maps come and go: memory that is given back to the system each time costs a third of the network's time. glibc
+# reads this when a process starts; others ignore it.
+KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
 
 
@@ -144,6 +147,7 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
         compute=ActorPoolStrategy(size=min(pool.num_workers, len(shards)), max_tasks_in_flight_per_actor=2),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
+        runtime_env={"env_vars": {"GLIBC_TUNABLES": KEEP_MEMORY}},
         fn_constructor_kwargs={"task": task, "words": words},
     )
     try:
