@@ -4,13 +4,12 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector
-from pycocotools import mask as coco_mask
 
+from maftplus.masks_maftplus import read_masks
 from maftplus.pictures.segments import Segment
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import decode, read_shard
@@ -53,16 +52,11 @@ class Results:
         return self.arrow.count_rows()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for table in self.tables():
+        for _, table in self.tables():
             yield from table.to_pylist()
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """A table a shard, in the order of the shards."""
-        for _, table in self.numbered_tables(columns):
-            yield table
-
-    def numbered_tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-        """Each with the number of its shard."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """A table a shard with the shard's number, in the order of the shards."""
         for path in self._paths():
             number = int(posixpath.basename(path).removeprefix("shard-").removesuffix(".parquet"))
             with self.folder.system.open_input_file(path) as file:
@@ -83,17 +77,13 @@ class Results:
         return Dataset.from_generator(self.__iter__)
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
-        """The segments of a row with their masks."""
+        """The segments of a row with their masks; none of a row with an error."""
+        if not row["segments"]:
+            return []
+        masks = read_masks([one["rle"] for one in row["segments"]], (row["height"], row["width"]))
         return [
-            Segment(
-                id=number,
-                label=one["label"],
-                label_id=one["label_id"],
-                isthing=one["label_id"] not in self.stuff_ids,
-                score=one["score"],
-                mask=decode_mask(one["rle"]),
-            )
-            for number, one in enumerate(row["segments"], start=1)
+            Segment(number, one["label"], one["label_id"], one["label_id"] not in self.stuff_ids, one["score"], mask)
+            for number, (one, mask) in enumerate(zip(row["segments"], masks), start=1)
         ]
 
     def pictures(self, shard: int, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -126,9 +116,4 @@ def read_results(folder: str) -> Results:
     return Results(folder)
 
 
-def decode_mask(rle: dict[str, Any]) -> np.ndarray:
-    """COCO's run lengths -> (height, width) bool."""
-    return coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
-
-
-__all__ = ["Results", "decode_mask", "read_results"]
+__all__ = ["Results", "read_results"]
