@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
+from PIL import Image
 from pyarrow.fs import FileSelector
 
 from maftplus.masks_maftplus import read_masks
 from maftplus.pictures.segments import Segment
+from maftplus.reading_maftplus import read_picture
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import decode, read_shard
 
@@ -28,20 +30,11 @@ class Results:
 
     def __init__(self, folder: str):
         self.folder = JobFolder(folder)
-        facts = self.folder.read_facts()
-        if facts is None:
+        self.facts = self.folder.read_facts()
+        if self.facts is None:
             raise ValueError(f"{folder}: there is no job here (no _job/job.json); `maftplus batch` makes one.")
-        self.facts = facts
-
-    @property
-    def classes(self) -> list[list[str]]:
-        """Synonyms of every class."""
-        return self.facts["labels"]
-
-    @property
-    def stuff_ids(self) -> list[int]:
-        """Indices of stuff."""
-        return self.facts["stuff_ids"]
+        self.classes: list[list[str]] = self.facts["labels"]  # synonyms of every class
+        self.stuff_ids: list[int] = self.facts["stuff_ids"]
 
     @property
     def arrow(self) -> pa_dataset.Dataset:
@@ -86,12 +79,12 @@ class Results:
             for number, (one, mask) in enumerate(zip(row["segments"], masks), start=1)
         ]
 
-    def pictures(self, shard: int, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        """Pictures of a shard from their source, by key. Raises OSError, ValueError as `read_shard`."""
-        wanted = set(keys)
+    def picture(self, shard: int, key: str) -> Image.Image:
+        """A picture from the source. Raises OSError, ValueError as `read_shard` and if it is there no more."""
         for item in read_shard(self.facts["source"], self.folder.read_shard(shard)):
-            if item.key in wanted:
-                yield item.key, decode(item.key, item.read())
+            if item.key == key:
+                return read_picture(decode(key, item.read()))
+        raise ValueError(f"{key!r} is no longer in the source.")
 
     def missing_shards(self) -> list[int]:
         """Shards without a file, while a job runs or after it failed."""

@@ -14,7 +14,6 @@ from PIL import Image
 from maftplus.pictures.coco import CocoDocument
 from maftplus.pictures.overlay import overlay_image
 from maftplus.pictures.report import Report
-from maftplus.reading_maftplus import read_picture
 from maftplus.scale.results import Results
 
 BINS = 10  # of the scores' histogram
@@ -138,8 +137,7 @@ def _draw_sheet(
     for score, shard, key in entries:
         row = results.row(shard, key)
         try:
-            ((_, picture),) = results.pictures(shard, [key])
-            picture = read_picture(picture)
+            picture = results.picture(shard, key)
         except (OSError, ValueError) as error:  # the source may have moved since
             yield f"{key}: {error}", Image.new("RGB", (16, 9), "white")
             continue
