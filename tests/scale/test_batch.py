@@ -28,6 +28,7 @@ from maftplus.scale.worker import MOST_DEATHS, ShardWorker, Task, model_identity
 
 LABELS = ["cat, kitten", "dog", "grass"]
 WORDS = {"candidate_labels": LABELS, "stuff_labels": ["grass"], "distractor_labels": ["sky"]}
+FACTS = {"source": "", "labels": [], "stuff_ids": []}
 OPTIONS = {"subtask": "panoptic", "threshold": 0.0}
 
 
@@ -283,17 +284,22 @@ def test_a_folder_with_parquet_of_somebody_else_is_refused(tmp_path):
         JobFolder(str(tmp_path)).begin({}, [])
 
 
-def test_results_may_go_to_an_address(make_task):
+def test_pictures_and_results_may_have_addresses(make_task, source):
     import fsspec
 
-    task, words = make_task()
-    folder = JobFolder("memory://results")
-    assert folder.begin({"source": task.source}, list_shards(task.source, 3)) == 4
-    report = ShardWorker(replace(task, folder=folder), words).run(2)
-    assert report.failure is None
-    assert next(folder.missing_shards(4)) == [0, 1, 3]
-    files = fsspec.filesystem("memory").ls("/results", detail=False)
-    assert sorted(files) == ["/results/_job", "/results/shard-00000002.parquet"]
+    memory, (task, words) = fsspec.filesystem("memory"), make_task()
+    for path in source.glob("*/*"):
+        memory.pipe(f"/pictures/{path.relative_to(source)}", path.read_bytes())
+    task = replace(task, source="memory://pictures", folder=JobFolder("memory://results"))
+    assert task.folder.begin(FACTS, list_shards(task.source, 6)) == 2
+    worker = ShardWorker(task, words)
+    assert worker.run(1).num_pictures == 6
+    assert next(task.folder.missing_shards(2)) == [0]
+    assert worker.run(0).num_errors == 1
+    results = read_results("memory://results")
+    assert len({row["key"] for row in results}) == len(results) == 12
+    assert sum(len(results.segments(row)) for row in results) > 0
+    assert sorted(memory.ls("/results", detail=False))[1:] == [f"/results/shard-0000000{i}.parquet" for i in range(2)]
 
 
 @pytest.mark.parametrize(
