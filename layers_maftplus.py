@@ -21,7 +21,7 @@ class MaftPlusLinear(nn.Linear):
     `nn.Linear` for many tokens, (..., in) -> (..., out).
 
     On a CPU in float32 it runs as a 1 x 1 convolution: that goes to oneDNN rather than to the BLAS library behind
-    `nn.Linear`, and takes half the time on two AMD cores. The numbers differ by rounding only.
+    `nn.Linear`, and takes half the time on AMD cores. The numbers differ by rounding only.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from maftplus.words_maftplus import ClassName, parse_distractors, split_distract
 
 STARTS = 3  # of Ray on this machine, before that is given up
 CPUS_A_WORKER = 4  # where there is no GPU
-# Large maps come and go: memory that is given back to the system each time costs a third of the network's time. glibc
+# Large maps come and go: memory that the system gets back each time costs up to a third of the network's time. glibc
 # reads this when a process starts; others ignore it.
 KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
