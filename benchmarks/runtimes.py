@@ -7,17 +7,19 @@ Time: the base model at 640 x 640, batch 1, 150 classes whose words are encoded,
 Every round runs all of them one after the other and ratios are taken within a round. int8 is calibrated on random
 pictures, on which its time does not depend.
 Quality: the shapes model on 500 test scenes, harmonic mean of seen and unseen mIoU and panoptic quality, in points;
-int8 is calibrated three times, on other scenes each. The last lines are the figures against their limits; the exit
-code is 1 when one is over.
+int8 is calibrated three times, on other scenes each. With `--results FILE` an interrupted run goes on where it was.
+The last lines are the figures against their limits; the exit code is 1 when one is over.
 """
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ from maftplus.deploy.sessions import open_session
 from maftplus.deploy.verify import random_pictures
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.pictures.files import write_atomically
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.evaluate import evaluate
 from maftplus.shapes.scenes import scenes
@@ -62,6 +65,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scenes", type=int, default=NUM_SCENES)
     parser.add_argument("--skip", choices=("time", "quality"))
+    parser.add_argument("--results", type=Path, help="JSON file of quality rows: those in it are not measured again")
     parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=list(RUNS))
     arguments = parser.parse_args()
     if "torchao int8" in arguments.runs and importlib.util.find_spec("torchao") is None:
@@ -166,20 +170,38 @@ def _seconds(run: Callable[[], object]) -> float:
 def report_quality(arguments: argparse.Namespace, onnx: Path) -> list[tuple[str, bool]]:
     """Print harmonic mIoU and PQ of the shapes model, a row a calibration."""
     model, processor = load("shapes"), MaftPlusProcessor.from_pretrained(SHAPES_MODEL)
-    print("\n| shapes model | calibration | harmonic mIoU | PQ |\n|---|---|---|---|")
+    print(f"\n| shapes model, {arguments.scenes} scenes | calibration | harmonic mIoU | PQ |\n|---|---|---|---|")
+    chosen = dict.fromkeys(["torch float32", *(name for name in arguments.runs if name not in TIME_ONLY)])
     rows = {}
-    for name in dict.fromkeys(["torch float32", *(name for name in arguments.runs if name not in TIME_ONLY)]):
-        for seed in SEEDS if RUNS[name][2] else (None,):
-            pictures = [] if seed is None else calibration(processor, seed)
-            figures = evaluate(build(name, model, onnx, pictures), processor, arguments.scenes, split="test")
-            rows[name, seed] = [100 * figures[key] for key in ("harmonic", "pq")]
-            print(
-                f"| {name} | {'-' if seed is None else seed} | {rows[name, seed][0]:.1f} | {rows[name, seed][1]:.1f} |"
-            )
-    best = rows["torch float32", None]
+    for name in chosen:
+        for seed in SEEDS if RUNS[name][2] else ("-",):
+            key = f"{name}, calibration {seed}, {arguments.scenes} scenes"
+            measure = partial(quality, name, seed, model, processor, onnx, arguments.scenes)
+            rows[key] = remembered(key, arguments.results, measure)
+            print(f"| {name} | {seed} | {rows[key][0]:.1f} | {rows[key][1]:.1f} |", flush=True)
+    best = next(iter(rows.values()))  # torch float32
     lost = {key: max(a - b for a, b in zip(best, row)) for key, row in rows.items()}
-    (name, seed), most = max(lost.items(), key=lambda item: item[1])
-    return [(f"most points lost: {most:.2f} of {MOST_POINTS_LOST} ({name}, {seed})", most > MOST_POINTS_LOST)]
+    key, most = max(lost.items(), key=lambda item: item[1])
+    return [(f"most points lost: {most:.2f} of {MOST_POINTS_LOST} ({key})", most > MOST_POINTS_LOST)]
+
+
+def quality(
+    name: str, seed: int | str, model, processor: MaftPlusProcessor, onnx: Path, num_scenes: int
+) -> list[float]:
+    """Harmonic mIoU and PQ of one row, in points."""
+    pictures = calibration(processor, seed) if RUNS[name][2] else []
+    figures = evaluate(build(name, model, onnx, pictures), processor, num_scenes, split="test")
+    return [100 * figures[key] for key in ("harmonic", "pq")]
+
+
+def remembered(key: str, results: Path | None, measure: Callable[[], list[float]]) -> list[float]:
+    """What `results`, a JSON file, says of a row; measured and added to it where it says nothing."""
+    known = json.loads(results.read_text()) if results is not None and results.exists() else {}
+    if key not in known:
+        known[key] = measure()
+        if results is not None:
+            write_atomically(results, json.dumps(known, indent=2))
+    return known[key]
 
 
 def calibration(processor: MaftPlusProcessor, seed: int) -> list[Tensor]:

@@ -166,6 +166,9 @@ def stand_in(model: MaftPlusForUniversalSegmentation, **settings: str) -> MaftPl
         exported = MaftPlusExportedForUniversalSegmentation(config)
     state = model.state_dict()
     exported.load_state_dict({name: state[name] for name in exported.state_dict()}, assign=True)
+    for name, _ in exported.named_buffers():  # also those that no state holds: on "meta" they would read as garbage
+        owner, _, attribute = name.rpartition(".")
+        setattr(exported.get_submodule(owner), attribute, model.get_buffer(name))
     return exported
 
 

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 from maftplus.app.cli import app
 from maftplus.app.models import describe_network, load_pipeline
 from maftplus.deploy.export import export
-from maftplus.deploy.exported import MaftPlusExportedForUniversalSegmentation
+from maftplus.deploy.exported import MaftPlusExportedForUniversalSegmentation, stand_in
 from maftplus.deploy.graph import check_exportable
 from maftplus.deploy.verify import TIE, Ties, _count_ties, agreement, compare, random_pictures, relative_difference
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor
 
 LABELS = ["cat, kitten", "grass", "dog"]
 
@@ -106,6 +107,12 @@ def test_an_exported_model_refuses_what_its_graph_does_not_compute(onnx_folder):
     loaded = MaftPlusExportedForUniversalSegmentation.from_pretrained(onnx_folder)
     with pytest.raises(ValueError, match="proposal_logits"):
         loaded(pixel_values=torch.zeros(1, 3, 64, 64), proposal_logits=torch.zeros(1, 2, 16, 16))
+
+
+def test_a_stand_in_without_a_graph_encodes_words_as_its_model_does(model, model_folder):
+    prompts = MaftPlusProcessor.from_pretrained(model_folder)(text=LABELS, return_tensors="pt")
+    expected, found = (each.encode_vocabulary(**prompts) for each in (model, stand_in(model)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_folder_without_its_graph_is_named(onnx_folder, tmp_path):
