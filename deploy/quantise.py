@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from maftplus.deploy.graph import PIXELS
-from maftplus.deploy.sessions import import_runtime
+from maftplus.deploy.sessions import PIXELS, import_runtime
 
 ONNX_LAYERS = ["Conv", "MatMul", "Gemm"]
 

@@ -15,6 +15,7 @@ from maftplus.app.models import describe_network, load_pipeline
 from maftplus.deploy.export import export
 from maftplus.deploy.exported import MaftPlusExportedForUniversalSegmentation, stand_in
 from maftplus.deploy.graph import check_exportable
+from maftplus.deploy.sessions import open_session
 from maftplus.deploy.verify import TIE, Ties, _count_ties, agreement, compare, random_pictures, relative_difference
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor
@@ -151,6 +152,24 @@ def test_openvino_takes_the_same_graph_and_its_precision_is_that_of_the_model(
     loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
     assert loaded.runtime.startswith("OpenVINO")
     assert loaded.runtime.endswith("bfloat16")
+
+
+def test_a_graph_of_one_size_computes_the_same_and_other_sizes_still_run(model, graph):
+    pytest.importorskip("openvino")
+    exported = stand_in(model, runtime="openvino").eval()
+    exported.model.session = open_session("openvino", graph, torch.float32)
+    pictures = [random_pictures(shape) for shape in ((1, 64, 96), (2, 96, 64))]
+    expected = [exported.encode_picture(each).masks_queries_logits for each in pictures]
+    exported.fix_size(64, 96)
+    found = [exported.encode_picture(each).masks_queries_logits for each in pictures]
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+
+
+def test_one_size_is_for_openvino(onnx_folder):
+    exported = MaftPlusExportedForUniversalSegmentation.from_pretrained(onnx_folder)
+    with pytest.raises(ValueError, match="`fix_size` is for OpenVINO"):
+        exported.fix_size(64, 96)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
