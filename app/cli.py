@@ -14,6 +14,7 @@ from maftplus.app.commands.batch import batch
 from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
 from maftplus.app.commands.endpoint import endpoint
+from maftplus.app.commands.evaluate import evaluate
 from maftplus.app.commands.export import export
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
@@ -25,7 +26,22 @@ from maftplus.app.commands.verify import verify
 from maftplus.app.commands.words import words
 
 # In the order of the help.
-COMMANDS = (segment, page, batch, report, words, get, check, convert, inspect, prepare, verify, export, endpoint)
+COMMANDS = (
+    segment,
+    page,
+    batch,
+    report,
+    words,
+    get,
+    check,
+    convert,
+    inspect,
+    prepare,
+    verify,
+    evaluate,
+    export,
+    endpoint,
+)
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",
