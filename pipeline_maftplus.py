@@ -215,8 +215,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         """
         read = self.preprocess(picture, **_given(timeout=timeout, max_bytes=max_bytes))
         with self.device_placement(), torch.no_grad():
-            batch = self._ensure_tensor_on_device(_stack_inputs([read["inputs"]], self.model.dtype), self.device)
-            outputs = self.model.encode_picture(**batch)
+            outputs = self.model.encode_picture(**_stack_inputs([read["inputs"]], self.model.dtype, self.device))
         outputs.dense_features = None  # training alone reads them
         return EncodedPicture(outputs, read["target_size"], self.model)
 
@@ -249,7 +248,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         """One picture's outputs with a batch of one, or lists of those of each, in the batch's order."""
         words = self._vocabulary(classes, distractors or [], **prompts)
         if not isinstance(model_inputs["target_size"], list):
-            (outputs,) = self._segment([model_inputs], words, flip_average)
+            (outputs,) = self.segment([model_inputs], words, flip_average)
             return ModelOutput({name: value[None] for name, value in outputs.items()})
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())]
         groups = defaultdict(list)
@@ -258,21 +257,22 @@ class MaftPlusSegmentationPipeline(Pipeline):
             groups[index if is_alone else item["inputs"]["pixel_values"].shape].append(index)
         results = [None] * len(items)
         for indices in groups.values():
-            for index, outputs in zip(indices, self._segment([items[i] for i in indices], words, flip_average)):
+            for index, outputs in zip(indices, self.segment([items[i] for i in indices], words, flip_average)):
                 results[index] = outputs
         return ModelOutput({name: [one[name] for one in results] for name in results[0]})
 
-    def _segment(self, items: list[dict[str, Any]], words: dict[str, Tensor], flip_average: bool) -> list[dict]:
+    def segment(self, items: list[dict[str, Any]], words: dict[str, Tensor], flip_average: bool = False) -> list[dict]:
         """
-        Pictures of one padded size, or one that is encoded or has masks; the outputs of each, without a batch axis.
+        Pictures from `preprocess`, of one padded size or one that is encoded or has masks, and words from
+        `encode_vocabulary` -> the outputs of each picture, without a batch axis.
         """
-        masks = items[0]["masks"]
-        if items[0]["picture"] is not None:
+        picture, masks = items[0]["picture"], items[0]["masks"]
+        if picture is not None:
             if flip_average:
                 raise ValueError("`flip_average` needs the picture itself: `encode` keeps none of its pixels.")
-            outputs = self.model.classify(items[0]["picture"].outputs, **words)
+            outputs = self.model.classify(picture.outputs, **words)
         else:
-            batch = _stack_inputs([one["inputs"] for one in items], self.model.dtype)
+            batch = _stack_inputs([one["inputs"] for one in items], self.model.dtype, self.device)
             outputs = self.model(**batch, **words, **({} if masks is None else self._proposals(masks, **batch)))
             if flip_average:
                 batch["pixel_values"] = batch["pixel_values"].flip(-1)
@@ -435,9 +435,9 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _stack_inputs(inputs: list[dict[str, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inputs of pictures of one padded size as those of one batch, in the network's precision."""
-    batch = {name: torch.cat([one[name] for one in inputs]) for name in ("pixel_values", "pixel_mask")}
+def _stack_inputs(inputs: list[dict[str, Tensor]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The inputs of pictures of one padded size as those of one batch, in the network's place and precision."""
+    batch = {name: torch.cat([one[name] for one in inputs]).to(device) for name in ("pixel_values", "pixel_mask")}
     return {**batch, "pixel_values": batch["pixel_values"].to(dtype)}
 
 

@@ -18,6 +18,7 @@ from maftplus.app.commands.evaluate import evaluate
 from maftplus.app.commands.export import export
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
+from maftplus.app.commands.merge import merge
 from maftplus.app.commands.page import page
 from maftplus.app.commands.prepare import prepare
 from maftplus.app.commands.report import report
@@ -38,6 +39,7 @@ COMMANDS = (
     inspect,
     prepare,
     verify,
+    merge,
     evaluate,
     export,
     endpoint,
