@@ -31,8 +31,10 @@ from .layers_maftplus import (
 )
 
 NUM_NORM_GROUPS = 32
+FARTHEST = float(1 << 20)  # pixels; a place beyond is outside every map as much as this one
 LOGIT_SCALE_INIT = math.log(1 / 0.07)
 Sizes = Sequence[tuple[int, int]]
+Anchors = tuple[Tensor, Tensor]  # places in pixels: whole ones (int32) and what is to be added to them
 
 
 @dataclass
@@ -163,7 +165,7 @@ class MaftPlusDeformableLayer(GradientCheckpointingLayer):
         self.fc2 = MaftPlusLinear(config.encoder_feedforward_dim, config.hidden_dim)
         self.final_layer_norm = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, tokens: Tensor, position: Tensor, anchors: Tensor, sizes: Sizes) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, anchors: Anchors, sizes: Sizes) -> Tensor:
         """Tokens (B, S, C), their position (1, S, C) and their `_anchors` (2, S, 1, L * P) -> (B, S, C)."""
         attended = self.self_attn(tokens + position, tokens, anchors, sizes)
         tokens = self.self_attn_layer_norm(tokens + attended)
@@ -182,31 +184,32 @@ class MaftPlusDeformableAttention(nn.Module):
         self.value_proj = MaftPlusLinear(hidden, hidden)
         self.output_proj = MaftPlusLinear(hidden, hidden)
 
-    def forward(self, query: Tensor, tokens: Tensor, anchors: Tensor, sizes: Sizes) -> Tensor:
-        """Queries (B, S, C) read `tokens` (B, S, C) around `anchors` (2, S, 1, L * P), in pixels -> (B, S, C)."""
+    def forward(self, query: Tensor, tokens: Tensor, anchors: Anchors, sizes: Sizes) -> Tensor:
+        """Queries (B, S, C) read `tokens` (B, S, C) around `anchors` (2, S, 1, L * P) -> (B, S, C)."""
         heads, levels, points = self.grid
         value = self.value_proj(tokens).unflatten(-1, (heads, -1))
-        # Offsets are in pixels of the level they point into. Places are float32: half precision misses by pixels.
+        # Offsets are in pixels of the level they point into.
         offsets = self.sampling_offsets(query).unflatten(-1, (heads, levels * points, 2)).float()
-        x, y = (offset + anchor for offset, anchor in zip(offsets.unbind(-1), anchors))  # (B, S, M, L * P)
         weights = _softmax_of_few(self.attention_weights(query).unflatten(-1, (heads, levels * points)).float())
-        return self.output_proj(_sample(value, sizes, x, y, weights))
+        return self.output_proj(_sample(value, sizes, offsets, anchors, weights))
 
 
-def _sample(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+def _sample(value: Tensor, sizes: Sizes, offsets: Tensor, anchors: Anchors, weights: Tensor) -> Tensor:
     """
-    Tokens (B, S, M, E) read at places `x`, `y` in pixels (0: centre of a level's first pixel), summed with `weights`,
-    all (B, queries, M, L * P) -> (B, queries, M * E).
+    Tokens (B, S, M, E) read at `offsets` (B, queries, M, L * P, 2), (x, y) in pixels, from `anchors` (0: centre of a
+    level's first pixel), summed with `weights` (B, queries, M, L * P) -> (B, queries, M * E).
     """
     batch, num_tokens, heads, width = value.shape
-    points = x.shape[-1] // len(sizes)
-    heights, widths = _extents(sizes, points, x)
-    rows, row_shares = _neighbours(y, heights)
-    columns, column_shares = _neighbours(x, widths)
+    points = offsets.shape[-2] // len(sizes)
+    heights, widths = _extents(sizes, points, anchors[0])
+    (columns, column_shares), (rows, row_shares) = [
+        _neighbours(offset, anchor, extent)
+        for offset, *anchor, extent in zip(offsets.unbind(-1), *anchors, (widths, heights))
+    ]
     # One table row a token and head. Four separate planes, then one `cat`: broadcasting over the two pairs is slower.
-    starts = _table_starts(batch, num_tokens, heads, sizes, points, x)
-    rows = [(row * widths).int() * heads + starts for row in rows]
-    columns = [column.int() * heads for column in columns]
+    starts = _table_starts(batch, num_tokens, heads, sizes, points, anchors[0])
+    rows = [row * (widths * heads) + starts for row in rows]
+    columns = [column * heads for column in columns]
     row_shares = [share * weights for share in row_shares]
     index = torch.cat([row + column for row in rows for column in columns], dim=-1)  # (B, queries, M, 4 * L * P)
     shares = torch.cat([row * column for row in row_shares for column in column_shares], dim=-1)
@@ -214,19 +217,24 @@ def _sample(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) 
     return summed.view(batch, -1, heads * width)
 
 
-def _neighbours(place: Tensor, extent: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _neighbours(
+    offset: Tensor, anchor: Anchors, extent: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """
-    Along one axis, the two pixels around a place and their shares, each of `place`'s shape.
+    Along one axis, the two pixels around a place (int32) and their shares, each of `offset`'s shape.
 
     A pixel outside the map is moved into it and has no share. A place that is not a number still gives
     pixels that exist.
     """
-    low = place.floor().nan_to_num()
+    whole, rest = anchor
+    place = (offset + rest).clamp(-FARTHEST, FARTHEST)
+    floor = place.floor()
+    fraction = place - floor
+    low = floor.int() + whole
     high = low + 1
-    fraction = place - low
     first, last = torch.zeros_like(extent), extent - 1
     pixels = low.clamp(first, last), high.clamp(first, last)
-    return pixels, (torch.where(pixels[0] == low, 1 - fraction, 0.0), torch.where(pixels[1] == high, fraction, 0.0))
+    return pixels, ((1 - fraction) * (pixels[0] == low), fraction * (pixels[1] == high))
 
 
 def _softmax_of_few(logits: Tensor) -> Tensor:
@@ -241,9 +249,9 @@ def _extents(sizes: Sizes, points: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _table_starts(batch: int, num_tokens: int, heads: int, sizes: Sizes, points: int, like: Tensor) -> Tensor:
-    """Row of a level's first token in the table of B * S * M rows, (B, 1, M, L * P), int32."""
+    """Row of a level's first token in the table of B * S * M rows, (B, 1, M, L * P), of `like`'s kind, int32."""
     starts = [sum(h * w for h, w in sizes[:level]) * heads for level in range(len(sizes))]
-    level_start = _per_level(starts, points, like.new_empty((), dtype=torch.int32))
+    level_start = _per_level(starts, points, like)
     head = torch.arange(heads, device=like.device, dtype=torch.int32)[:, None]
     image = torch.arange(batch, device=like.device, dtype=torch.int32)[:, None, None, None]
     return image * (num_tokens * heads) + head + level_start
@@ -357,12 +365,14 @@ class MaftPlusMaskDecoderLayer(GradientCheckpointingLayer):
         return self.final_layer_norm(queries + self.fc2(relu(self.fc1(queries))))
 
 
-def _anchors(sizes: Sizes, points: int, device: Any) -> Tensor:
+def _anchors(sizes: Sizes, points: int, device: Any) -> Anchors:
     """
     Where every token's pixel centre lies in every level, (2, S, 1, L * P) as (x, y), in that level's pixels.
 
     Centres are `arange + 0.5` over the size (`linspace` does not export dynamic sizes).
     """
+    if torch.compiler.is_exporting():
+        return _anchors_in_integers(sizes, points, device)
     centres = []
     for height, width in sizes:
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
@@ -370,7 +380,28 @@ def _anchors(sizes: Sizes, points: int, device: Any) -> Tensor:
         centres.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)]).flatten(1))
     x, y = torch.cat(centres, dim=1)[..., None, None]  # (S, 1, 1) each, in [0, 1]
     heights, widths = _extents(sizes, points, x)
-    return torch.stack([x * widths - 0.5, y * heights - 0.5])
+    whole = torch.zeros(2, 1, 1, 1, device=device, dtype=torch.int32)
+    return whole, torch.stack([x * widths - 0.5, y * heights - 0.5])
+
+
+def _anchors_in_integers(sizes: Sizes, points: int, device: Any) -> Anchors:
+    """
+    As `_anchors`, with whole pixels apart: a runtime that computes a graph in bfloat16 leaves integers alone.
+
+    Pixel i of n is at (i + 1/2) / n of N pixels, minus 1/2: ((2 i + 1) N + n) / 2 n - 1.
+    """
+    odd, counts = [], []  # 2 i + 1 and n of every token, (2, h * w) as (x, y)
+    for height, width in sizes:
+        y = 2 * torch.arange(height, device=device, dtype=torch.int32) + 1
+        x = 2 * torch.arange(width, device=device, dtype=torch.int32) + 1
+        grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)])
+        odd.append(grid.flatten(1))
+        counts.append(torch.stack([torch.full_like(grid[0], width), torch.full_like(grid[1], height)]).flatten(1))
+    odd, counts = (torch.cat(parts, dim=1)[..., None, None] for parts in (odd, counts))  # (2, S, 1, 1)
+    heights, widths = _extents(sizes, points, odd)
+    numerator = odd * torch.stack([widths, heights])[:, None, None] + counts
+    whole = numerator // (2 * counts)
+    return whole - 1, (numerator - whole * (2 * counts)) / (2 * counts)
 
 
 def _resize(feature_map: Tensor, size: Sequence[int]) -> Tensor:

@@ -13,8 +13,6 @@ from rich.text import Text
 from maftplus.app.clips import ClipFrame
 from maftplus.app.video import VideoResult
 from maftplus.pictures.segments import Segment
-from maftplus.train.evaluation.evaluate import Evaluation
-from maftplus.train.evaluation.pages import class_columns, class_rows
 from maftplus.vocabularies.files import VocabularyFile
 
 T = TypeVar("T")
@@ -46,13 +44,13 @@ def print_words(vocabulary: VocabularyFile) -> None:
     Console().print(table)
 
 
-def print_figures(evaluation: Evaluation) -> None:
-    """One line a class, the worst first."""
-    Console().print(f"{evaluation.data_set}, {evaluation.task}, in percent", markup=False, highlight=False)
+def print_figures(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A line a row below a title; the first column is text, the others are numbers."""
+    Console().print(title, markup=False, highlight=False)
     table = Table()
-    for index, name in enumerate(class_columns(evaluation)):
+    for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for row in class_rows(evaluation):
+    for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
 

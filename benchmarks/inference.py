@@ -8,7 +8,8 @@
 cached, semantic post-processing to 640 x 640 included. Every round runs the bare `ConvNextModel`, our model and the
 yardstick one after the other, and ratios are taken within a round, so that a change of the machine's speed cancels;
 `--clock processor` counts processor seconds over all threads. Peak memory is that of a process of its own for either
-network, from the built model on. The arithmetic limit is the network's floating-point operations over what this
+network, from the built model on. For an eager network on a CPU, the shares of its time by kind of operation are those
+of one more run under torch's profiler. The arithmetic limit is the network's floating-point operations over what this
 machine does a second, in this precision, in a convolution and in a matrix product of the trunk's shapes.
 `--against_recorded` adds the time that the original code took over this trunk on a machine where both ran. Threads
 are those of OMP_NUM_THREADS, if it is set. The last line is our total time over the trunk's against its limit; the
@@ -34,6 +35,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ConvNextModel
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
@@ -57,6 +59,15 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RECORDED = {("base", 150): 3.2, ("base", 847): 4.1}  # the original's total over its trunk
 ARITHMETIC_LIMIT = 1.35  # our total over the arithmetic limit, float32
+KINDS = {  # of operations, by what their name begins with; the last takes the rest
+    "convolutions, products": ("mkldnn_convolution", "_slow_conv2d", "addmm", "mm", "bmm"),
+    "attention": ("_scaled_dot_product",),
+    "sampling": ("_embedding_bag",),
+    "norms": ("native_layer_norm", "native_group_norm"),
+    "GELU, ReLU": ("gelu", "clamp_min"),
+    "copies, casts": ("copy_", "cat"),
+    "element by element": ("",),
+}
 BUSY = 0.5  # processes that others keep running
 MEMORY_LIMITS = {("base", 847): 2.0}  # GB, of 10^9 bytes
 LARGE = {
@@ -116,6 +127,8 @@ def main() -> int:
         rounds = [{name: timed(run, arguments) for name, run in runs.items()} for _ in range(arguments.rounds + 1)]
         is_eager = arguments.runtime == "torch" and not arguments.compile
         stages = measure_stages(arguments, model, runs["ours"]) if is_eager else []
+        if is_eager and arguments.device == "cpu":
+            print_shares(model, inputs)
         limit = arithmetic_limit(arguments, model, inputs)
     return report(arguments, rounds[1:], stages, limit)  # the first round warms up
 
@@ -259,6 +272,18 @@ def _clocked(call: Callable, name: str, found: dict[str, float], arguments: argp
         return outputs[0]
 
     return clocked
+
+
+def print_shares(model, inputs: dict[str, Tensor]) -> None:
+    """What share of the network's time goes into which kind of operation."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        model(**inputs)
+    times = dict.fromkeys(KINDS, 0.0)
+    for event in found.key_averages():
+        name = event.key.removeprefix("aten::")
+        times[next(kind for kind, names in KINDS.items() if name.startswith(names))] += event.self_cpu_time_total
+    total = sum(times.values())
+    print("network          " + ", ".join(f"{kind} {time / total:.0%}" for kind, time in times.items()))
 
 
 def peak_memory(arguments: argparse.Namespace, model) -> float:

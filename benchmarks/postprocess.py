@@ -1,13 +1,13 @@
 """Post-processing against transformers' Mask2Former post-processing and against holding all class maps.
 
-    python benchmarks/postprocess.py [--threads 2] [--rounds 3] [--logits scene|near-uniform|noise]
+    python benchmarks/postprocess.py [--threads 2] [--rounds 3] [--logits scene|near-uniform|noise] [--target 640 640]
     OMP_WAIT_POLICY=passive python benchmarks/postprocess.py --clock processor    (on a machine that others use too)
 
-From logits of a 640 x 640 input with 100 queries to 2048 x 1536: semantic with 150 and 847 classes, panoptic with all
-100 queries kept. "held" is the same result as ours out of one tensor of all class maps; transformers' own squeezes
-masks to 384 x 384 first, so that it does less work for a coarser result. Every round runs ours and theirs one after
-the other and ratios are taken within a round; peak extra memory is that of a process of its own for either. Needs
-about 14 GB for the class maps; `--skip-held` leaves them out.
+From logits of a 640 x 640 input with 100 queries to 2048 x 1536 (or `--target`): semantic with 150 and 847 classes,
+panoptic with all 100 queries kept. "held" is the same result as ours out of one tensor of all class maps;
+transformers' own squeezes masks to 384 x 384 first, so that it does less work for a coarser result. Every round runs
+ours and theirs one after the other and ratios are taken within a round; peak extra memory is that of a process of its
+own for either. Needs about 14 GB for the class maps; `--skip-held` leaves them out.
 Logits: `scene` has 100 objects of different sizes with sharp masks and peaked classes, most queries being void in the
 semantic case. `near-uniform` has their masks and class scores that differ by a tenth, as a model that knows none of
 the words gives. `noise` is the hardest case, no picture: every query and class competes everywhere.
@@ -50,7 +50,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         task, num_classes, method = arguments.memory_of
-        print(peak_extra_memory(task, int(num_classes), method, arguments.logits))
+        print(peak_extra_memory(task, int(num_classes), method, arguments))
         return 0
     print(f"{'task':<10}{'classes':>8}  {'against':<14}{'ours s':>8}{'theirs s':>10}{'ratio':>8}", end="")
     print(f"{'ours GB':>9}{'theirs GB':>11}{'ratio':>8}")
@@ -67,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--logits", choices=("scene", "near-uniform", "noise"), default="scene")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--target", type=int, nargs=2, default=TARGET, help="height and width of the result")
     parser.add_argument("--skip-held", action="store_true", help="leave out what needs 14 GB of memory")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -76,7 +77,7 @@ def measure(case: tuple[str, int, str], arguments: argparse.Namespace) -> list[t
     """Print the case's line; return the ratios that have a limit, and whether they are over it."""
     task, num_classes, method = case
     outputs = make_logits(task, num_classes, arguments.logits)
-    runs = [lambda name=name: run(name, task, outputs) for name in ("ours", method)]
+    runs = [lambda name=name: run(name, task, outputs, arguments.target) for name in ("ours", method)]
     runs[0]()  # warm up
     times = [[seconds(call, arguments.clock) for call in runs] for _ in range(arguments.rounds)]
     ours, theirs = (statistics.median(column) for column in zip(*times))
@@ -96,36 +97,36 @@ def seconds(call, clock: str) -> float:
     return CLOCKS[clock]() - start
 
 
-def run(method: str, task: str, outputs: SimpleNamespace) -> None:
+def run(method: str, task: str, outputs: SimpleNamespace, target: tuple[int, int]) -> None:
     """One result, thrown away."""
     if method == "held":
-        held_class_maps(outputs).argmax(0)
+        held_class_maps(outputs, target).argmax(0)
         return
     processor = MaftPlusImageProcessorPil() if method == "ours" else Mask2FormerImageProcessorPil()
     if task == "semantic":
-        processor.post_process_semantic_segmentation(outputs, [TARGET])
+        processor.post_process_semantic_segmentation(outputs, [target])
     else:
         processor.post_process_panoptic_segmentation(
-            outputs, threshold=0.2, overlap_mask_area_threshold=0.7, label_ids_to_fuse=set(), target_sizes=[TARGET]
+            outputs, threshold=0.2, overlap_mask_area_threshold=0.7, label_ids_to_fuse=set(), target_sizes=[target]
         )
 
 
-def held_class_maps(outputs: SimpleNamespace) -> Tensor:
+def held_class_maps(outputs: SimpleNamespace, target: tuple[int, int]) -> Tensor:
     masks = functional.interpolate(outputs.masks_queries_logits, scale_factor=4, mode="bilinear").sigmoid()
     maps = torch.einsum("bqk,bqhw->bkhw", outputs.class_queries_logits.softmax(-1)[..., :-1], masks)
-    return functional.interpolate(maps, size=TARGET, mode="bilinear")[0]
+    return functional.interpolate(maps, size=tuple(target), mode="bilinear")[0]
 
 
-def peak_extra_memory(task: str, num_classes: int, method: str, logits: str) -> float:
+def peak_extra_memory(task: str, num_classes: int, method: str, arguments: argparse.Namespace) -> float:
     """GB that one run adds at its peak to what the process holds before it (Linux)."""
-    outputs = make_logits(task, num_classes, logits)
+    outputs = make_logits(task, num_classes, arguments.logits)
     small = SimpleNamespace(
         class_queries_logits=outputs.class_queries_logits[..., -9:], masks_queries_logits=outputs.masks_queries_logits
     )
     MaftPlusImageProcessorPil().post_process_semantic_segmentation(small, [(32, 32)])  # loads what is loaded lazily
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status_gigabytes("VmRSS")
-    run(method, task, outputs)
+    run(method, task, outputs, arguments.target)
     return status_gigabytes("VmHWM") - before
 
 
@@ -136,6 +137,7 @@ def status_gigabytes(field: str) -> float:
 
 def memory_in_own_process(task: str, num_classes: int, method: str, arguments: argparse.Namespace) -> float:
     options = ["--threads", str(arguments.threads), "--logits", arguments.logits]
+    options += ["--target", *map(str, arguments.target)]
     command = [sys.executable, __file__, *options, "--memory-of", task, str(num_classes), method]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

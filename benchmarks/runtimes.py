@@ -2,26 +2,28 @@
 
     python benchmarks/runtimes.py [--threads 2] [--rounds 5]      (about 15 minutes on two quiet cores)
     python benchmarks/runtimes.py --skip quality                  (about 6)
+    OMP_WAIT_POLICY=passive python benchmarks/runtimes.py --skip quality --clock processor     (where others run, too)
 
 Time: the base model at 640 x 640, batch 1, 150 classes whose words are encoded, semantic post-processing included.
 Every round runs all of them one after the other and ratios are taken within a round. int8 is calibrated on random
 pictures, on which its time does not depend.
 Quality: the shapes model on 500 test scenes, harmonic mean of seen and unseen mIoU and panoptic quality, in points;
-int8 is calibrated three times, on other scenes each. The last lines are the figures against their limits; the exit
-code is 1 when one is over.
+int8 is calibrated three times, on other scenes each. With `--results FILE` an interrupted run goes on where it was.
+The last lines are the figures against their limits; the exit code is 1 when one is over.
 """
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from inference import build_inputs, machine, warn_if_busy
+from inference import CLOCKS, build_inputs, machine, warn_if_busy
 from parity import SHAPES_MODEL, load
 from torch import Tensor
 
@@ -33,6 +35,7 @@ from maftplus.deploy.sessions import open_session
 from maftplus.deploy.verify import random_pictures
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.pictures.files import write_atomically
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.evaluate import evaluate
 from maftplus.shapes.scenes import scenes
@@ -46,10 +49,13 @@ RUNS = {  # name -> runtime, precision, whether in int8 with a calibration
     "onnx int8": ("onnx", torch.float32, True),
     "openvino float32": ("openvino", torch.float32, False),
     "openvino bfloat16": ("openvino", torch.bfloat16, False),
+    "openvino bfloat16, one size": ("openvino", torch.bfloat16, False),
     "openvino int8 and bfloat16": ("openvino", torch.bfloat16, True),
+    "openvino int8 and bfloat16, one size": ("openvino", torch.bfloat16, True),
 }
-TIME_ONLY = ("torch bfloat16 compiled",)  # scenes differ in size, and every size would be compiled
-TIME_LIMITS = {"torch bfloat16": 0.65, "openvino int8 and bfloat16": 0.48}
+ONE_SIZE = ("openvino bfloat16, one size", "openvino int8 and bfloat16, one size")
+TIME_ONLY = ("torch bfloat16 compiled", *ONE_SIZE)  # scenes differ in size, and every size would be compiled
+TIME_LIMITS = {"torch bfloat16": 0.65, "openvino int8 and bfloat16, one size": 0.48}
 MOST_POINTS_LOST = 1.0
 SEEDS, NUM_CALIBRATION, NUM_SCENES = (0, 1, 2), 64, 500
 PIXELS, NUM_CLASSES = 640, 150
@@ -60,8 +66,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="what is counted as time")
     parser.add_argument("--scenes", type=int, default=NUM_SCENES)
     parser.add_argument("--skip", choices=("time", "quality"))
+    parser.add_argument("--results", type=Path, help="JSON file of quality rows: those in it are not measured again")
     parser.add_argument("--runs", nargs="+", choices=tuple(RUNS), default=list(RUNS))
     arguments = parser.parse_args()
     if "torchao int8" in arguments.runs and importlib.util.find_spec("torchao") is None:
@@ -82,17 +90,21 @@ def main() -> int:
 
 
 def build(
-    name: str, model: MaftPlusForUniversalSegmentation, onnx: Path, pictures: list[Tensor]
+    name: str, model: MaftPlusForUniversalSegmentation, onnx: Path, pictures: list[Tensor], graphs: dict
 ) -> MaftPlusForUniversalSegmentation:
-    """A row's network; an exported one from the model's ONNX graph, written once."""
+    """A row's network; an exported one from the model's ONNX graph, written once. `graphs` keeps those in int8."""
     runtime, dtype, is_int8 = RUNS[name]
     if runtime in ("torch", "compiled", "torchao"):
         return in_torch(model, runtime, dtype)
     if not onnx.exists():
         write_onnx(model, onnx)
-    graph = quantised(runtime, onnx, pictures) if is_int8 else onnx
+    if is_int8 and runtime not in graphs:
+        graphs[runtime] = quantised(runtime, onnx, pictures)
     exported = stand_in(model, runtime=runtime, graph_precision="int8" if is_int8 else "float32").eval()
-    return opened(exported.to(dtype), runtime, graph, dtype)
+    network = opened(exported.to(dtype), runtime, graphs[runtime] if is_int8 else onnx, dtype)
+    if name in ONE_SIZE:
+        network.fix_size(PIXELS, PIXELS)
+    return network
 
 
 def in_torch(model: MaftPlusForUniversalSegmentation, kind: str, dtype: torch.dtype):
@@ -138,10 +150,13 @@ def report_time(arguments: argparse.Namespace, onnx: Path) -> list[tuple[str, bo
     model = load("base")
     pictures = [random_pictures((1, PIXELS, PIXELS), seed) for seed in range(2)]
     names = list(dict.fromkeys(["torch float32", *arguments.runs]))
-    runs = {name: _run(build(name, model, onnx, pictures), pictures[0]) for name in names}
+    graphs: dict[str, Path] = {}
+    runs = {name: _run(build(name, model, onnx, pictures, graphs), pictures[0]) for name in names}
     for run in runs.values():
         run()  # warm up
-    rounds = [{name: _seconds(run) for name, run in runs.items()} for _ in range(arguments.rounds)]
+    rounds = [
+        {name: _seconds(run, CLOCKS[arguments.clock]) for name, run in runs.items()} for _ in range(arguments.rounds)
+    ]
     print("\n| base, 640 x 640 | seconds | of torch float32 |\n|---|---|---|")
     ratios = {name: statistics.median(each[name] / each["torch float32"] for each in rounds) for name in runs}
     for name, ratio in ratios.items():
@@ -157,29 +172,47 @@ def _run(network: MaftPlusForUniversalSegmentation, pixel_values: Tensor) -> Cal
     return lambda: processor.post_process_semantic_segmentation(network(**inputs), target_sizes=[(PIXELS, PIXELS)])
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def report_quality(arguments: argparse.Namespace, onnx: Path) -> list[tuple[str, bool]]:
     """Print harmonic mIoU and PQ of the shapes model, a row a calibration."""
     model, processor = load("shapes"), MaftPlusProcessor.from_pretrained(SHAPES_MODEL)
-    print("\n| shapes model | calibration | harmonic mIoU | PQ |\n|---|---|---|---|")
+    print(f"\n| shapes model, {arguments.scenes} scenes | calibration | harmonic mIoU | PQ |\n|---|---|---|---|")
+    chosen = dict.fromkeys(["torch float32", *(name for name in arguments.runs if name not in TIME_ONLY)])
     rows = {}
-    for name in dict.fromkeys(["torch float32", *(name for name in arguments.runs if name not in TIME_ONLY)]):
-        for seed in SEEDS if RUNS[name][2] else (None,):
-            pictures = [] if seed is None else calibration(processor, seed)
-            figures = evaluate(build(name, model, onnx, pictures), processor, arguments.scenes, split="test")
-            rows[name, seed] = [100 * figures[key] for key in ("harmonic", "pq")]
-            print(
-                f"| {name} | {'-' if seed is None else seed} | {rows[name, seed][0]:.1f} | {rows[name, seed][1]:.1f} |"
-            )
-    best = rows["torch float32", None]
+    for name in chosen:
+        for seed in SEEDS if RUNS[name][2] else ("-",):
+            key = f"{name}, calibration {seed}, {arguments.scenes} scenes"
+            measure = partial(quality, name, seed, model, processor, onnx, arguments.scenes)
+            rows[key] = remembered(key, arguments.results, measure)
+            print(f"| {name} | {seed} | {rows[key][0]:.1f} | {rows[key][1]:.1f} |", flush=True)
+    best = next(iter(rows.values()))  # torch float32
     lost = {key: max(a - b for a, b in zip(best, row)) for key, row in rows.items()}
-    (name, seed), most = max(lost.items(), key=lambda item: item[1])
-    return [(f"most points lost: {most:.2f} of {MOST_POINTS_LOST} ({name}, {seed})", most > MOST_POINTS_LOST)]
+    key, most = max(lost.items(), key=lambda item: item[1])
+    return [(f"most points lost: {most:.2f} of {MOST_POINTS_LOST} ({key})", most > MOST_POINTS_LOST)]
+
+
+def quality(
+    name: str, seed: int | str, model, processor: MaftPlusProcessor, onnx: Path, num_scenes: int
+) -> list[float]:
+    """Harmonic mIoU and PQ of one row, in points."""
+    pictures = calibration(processor, seed) if RUNS[name][2] else []
+    figures = evaluate(build(name, model, onnx, pictures, {}), processor, num_scenes, split="test")
+    return [100 * figures[key] for key in ("harmonic", "pq")]
+
+
+def remembered(key: str, results: Path | None, measure: Callable[[], list[float]]) -> list[float]:
+    """What `results`, a JSON file, says of a row; measured and added to it where it says nothing."""
+    known = json.loads(results.read_text()) if results is not None and results.exists() else {}
+    if key not in known:
+        known[key] = measure()
+        if results is not None:
+            write_atomically(results, json.dumps(known, indent=2))
+    return known[key]
 
 
 def calibration(processor: MaftPlusProcessor, seed: int) -> list[Tensor]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from maftplus.deploy.sessions import PIXEL_MASK, PIXELS, ROWS
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
 from maftplus.segmenter_maftplus import MaftPlusMaskDecoder
 
-PIXELS, PIXEL_MASK, ROWS = "pixel_values", "pixel_mask", "text_embeds"
 ATTENTION_MASKS = "attention_masks"
 SIZE_STEP = 32  # heights and widths of the graph are multiples of it, as the processor pads
 EXAMPLE_SHAPE = (2, 3, 96, 160)  # no two sizes alike, or the exporter takes them for one
@@ -163,4 +163,4 @@ def _forget_origin(model) -> None:
     model.metadata_props.clear()
 
 
-__all__ = ["ATTENTION_MASKS", "PIXELS", "PictureGraph", "check_exportable", "mask_decoder", "replaced", "write_onnx"]
+__all__ = ["ATTENTION_MASKS", "PictureGraph", "check_exportable", "mask_decoder", "replaced", "write_onnx"]

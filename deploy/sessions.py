@@ -10,12 +10,14 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 GRAPH_FILES = {"onnx": ("graph.onnx",), "openvino": ("graph.xml", "graph.bin")}  # the first is opened
 RUNTIMES = tuple(GRAPH_FILES)
+PIXELS, PIXEL_MASK, ROWS = "pixel_values", "pixel_mask", "text_embeds"  # a graph's inputs
 
 
 class OnnxSession:
@@ -41,15 +43,24 @@ class OpenVinoSession:
     def __init__(self, path: str, dtype: torch.dtype):
         runtime = import_runtime("openvino", "openvino")
         hints = {torch.float32: runtime.Type.f32, torch.bfloat16: runtime.Type.bf16, torch.float16: runtime.Type.f16}
-        options = {"INFERENCE_PRECISION_HINT": hints[dtype], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self.compiled = runtime.Core().compile_model(path, "CPU", options)
+        self.options = {"INFERENCE_PRECISION_HINT": hints[dtype], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self.core, self.path = runtime.Core(), path
+        self.compiled = self.core.compile_model(path, "CPU", self.options)
+        self.of_one_size: dict[tuple[int, ...], Any] = {}
         self.names = [output.get_any_name() for output in self.compiled.outputs]
         self.description = f"OpenVINO {runtime.__version__.split('-')[0]}"
+
+    def fix_size(self, shape: tuple[int, ...]) -> None:
+        """Compile the graph once more, for `pixel_values` of this shape alone, in which it computes faster."""
+        graph = self.core.read_model(self.path)
+        graph.reshape({PIXELS: list(shape)})
+        self.of_one_size[tuple(shape)] = self.core.compile_model(graph, "CPU", self.options)
 
     def run(self, **inputs: Tensor) -> dict[str, Tensor]:
         """As `OnnxSession.run`. A request of its own for every call, so that threads do not share one."""
         arrays = {name: value.detach().float().cpu().numpy() for name, value in inputs.items()}
-        request = self.compiled.create_infer_request()
+        compiled = self.of_one_size.get(arrays[PIXELS].shape, self.compiled)
+        request = compiled.create_infer_request()
         request.infer(arrays)
         # Copied, because the request owns its memory.
         return {name: torch.tensor(request.get_tensor(name).data) for name in self.names}
@@ -75,4 +86,14 @@ def import_runtime(module: str, extra: str) -> ModuleType:
         raise ModuleNotFoundError(message, name=module) from error
 
 
-__all__ = ["GRAPH_FILES", "RUNTIMES", "OnnxSession", "OpenVinoSession", "import_runtime", "open_session"]
+__all__ = [
+    "GRAPH_FILES",
+    "PIXELS",
+    "PIXEL_MASK",
+    "ROWS",
+    "RUNTIMES",
+    "OnnxSession",
+    "OpenVinoSession",
+    "import_runtime",
+    "open_session",
+]

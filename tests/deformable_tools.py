@@ -1,5 +1,6 @@
 """Deformable attention with places given from outside, as the papers and transformers write it."""
 
+import torch
 from torch import Tensor
 
 from maftplus.segmenter_maftplus import Sizes, _extents, _sample
@@ -31,5 +32,6 @@ def multi_scale_deformable_attention(
         raise ValueError(f"`spatial_shapes` {list(sizes)} do not add up to the {value.shape[1]} tokens of `value`.")
     locations = sampling_locations.float().flatten(3, 4)  # (B, queries, M, L * P, 2)
     heights, widths = _extents(sizes, sampling_locations.shape[4], locations)
-    x, y = locations[..., 0] * widths - 0.5, locations[..., 1] * heights - 0.5
-    return _sample(value, sizes, x, y, attention_weights.float().flatten(3))
+    offsets = locations * torch.stack([widths, heights], dim=-1) - 0.5
+    origin = torch.zeros(2, 1, 1, 1, dtype=torch.int32, device=locations.device)
+    return _sample(value, sizes, offsets, (origin, origin.float()), attention_weights.float().flatten(3))

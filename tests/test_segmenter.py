@@ -9,7 +9,13 @@ from tiny_tools import tiny_config, tiny_model
 from torch import nn
 
 from maftplus.layers_maftplus import MaftPlusAttention, MaftPlusLinear, pool_masks, sine_position_embedding
-from maftplus.segmenter_maftplus import MaftPlusSegmenter, init_segmenter_weights
+from maftplus.segmenter_maftplus import (
+    MaftPlusSegmenter,
+    _anchors,
+    _anchors_in_integers,
+    _neighbours,
+    init_segmenter_weights,
+)
 
 SIZES = [(2, 3), (4, 6), (7, 12)]
 
@@ -78,6 +84,24 @@ def test_sampling_and_its_gradients_equal_grid_sample(sizes):
     weight = torch.randn_like(expected)
     found = torch.autograd.grad((result * weight).sum(), ours)
     torch.testing.assert_close(found, torch.autograd.grad((expected * weight).sum(), plain), atol=1e-4, rtol=1e-4)
+
+
+def test_anchors_of_a_graph_are_those_of_the_network_with_whole_pixels_in_integers():
+    sizes = [(3, 5), (6, 10), (11, 20)]
+    (none, places), (whole, rest) = (make(sizes, 4, "cpu") for make in (_anchors, _anchors_in_integers))
+    assert not none.any()
+    assert whole.dtype == torch.int32
+    assert rest.min() >= 0
+    assert rest.max() < 1
+    torch.testing.assert_close(whole + rest, places, atol=2e-6, rtol=0)
+
+
+def test_a_graph_computed_in_half_precision_finds_its_pixels_on_a_large_map():
+    whole, rest = (parts[0] for parts in _anchors_in_integers([(1, 300)], 1, "cpu"))
+    offset, extent = torch.full_like(rest, 0.25), torch.tensor([300], dtype=torch.int32)
+    pixels, shares = _neighbours(offset.bfloat16(), (whole, rest.bfloat16()), extent)
+    assert torch.equal(pixels[0].flatten(), torch.arange(300, dtype=torch.int32))
+    assert (shares[0] == 0.75).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

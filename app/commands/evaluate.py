@@ -115,10 +115,11 @@ def _measure(
 
 def _print(evaluations: "list[Evaluation]", split: Split) -> None:
     from maftplus.app.tables import print_figures
+    from maftplus.train.evaluation.pages import class_columns, class_rows
     from maftplus.train.evaluation.reports import format_table
 
-    for evaluation in evaluations:
-        print_figures(evaluation)
+    for one in evaluations:
+        print_figures(f"{one.data_set}, {one.task}, in percent", class_columns(one), class_rows(one))
     typer.echo(f"{format_table(evaluations)}\nmeasured on {MEASURED[split]}")
 
 

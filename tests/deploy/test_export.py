@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from maftplus.app.cli import app
 from maftplus.app.models import describe_network, load_pipeline
 from maftplus.deploy.export import export
-from maftplus.deploy.exported import MaftPlusExportedForUniversalSegmentation
+from maftplus.deploy.exported import MaftPlusExportedForUniversalSegmentation, stand_in
 from maftplus.deploy.graph import check_exportable
+from maftplus.deploy.sessions import open_session
 from maftplus.deploy.verify import TIE, Ties, _count_ties, agreement, compare, random_pictures, relative_difference
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor
 
 LABELS = ["cat, kitten", "grass", "dog"]
 
@@ -108,6 +110,12 @@ def test_an_exported_model_refuses_what_its_graph_does_not_compute(onnx_folder):
         loaded(pixel_values=torch.zeros(1, 3, 64, 64), proposal_logits=torch.zeros(1, 2, 16, 16))
 
 
+def test_a_stand_in_without_a_graph_encodes_words_as_its_model_does(model, model_folder):
+    prompts = MaftPlusProcessor.from_pretrained(model_folder)(text=LABELS, return_tensors="pt")
+    expected, found = (each.encode_vocabulary(**prompts) for each in (model, stand_in(model)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_a_folder_without_its_graph_is_named(onnx_folder, tmp_path):
     folder = shutil.copytree(onnx_folder, tmp_path / "damaged")
     (folder / "graph.onnx").unlink()
@@ -144,6 +152,24 @@ def test_openvino_takes_the_same_graph_and_its_precision_is_that_of_the_model(
     loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
     assert loaded.runtime.startswith("OpenVINO")
     assert loaded.runtime.endswith("bfloat16")
+
+
+def test_a_graph_of_one_size_computes_the_same_and_other_sizes_still_run(model, graph):
+    pytest.importorskip("openvino")
+    exported = stand_in(model, runtime="openvino").eval()
+    exported.model.session = open_session("openvino", graph, torch.float32)
+    pictures = [random_pictures(shape) for shape in ((1, 64, 96), (2, 96, 64))]
+    expected = [exported.encode_picture(each).masks_queries_logits for each in pictures]
+    exported.fix_size(64, 96)
+    found = [exported.encode_picture(each).masks_queries_logits for each in pictures]
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+
+
+def test_one_size_is_for_openvino(onnx_folder):
+    exported = MaftPlusExportedForUniversalSegmentation.from_pretrained(onnx_folder)
+    with pytest.raises(ValueError, match="`fix_size` is for OpenVINO"):
+        exported.fix_size(64, 96)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])

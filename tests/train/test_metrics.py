@@ -18,17 +18,34 @@ def load(name: str, tmp_path: Path, **kwargs):
     return evaluate.load(str(METRICS / name), cache_dir=str(tmp_path / "cache"), **kwargs)
 
 
-@pytest.mark.parametrize("share_of_noise", [0.0, 0.1, 1.0])
-def test_flat_and_noisy_maps_are_counted_alike(share_of_noise):
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("share_of_noise", [0.0, 0.1, 0.4, 1.0])
+def test_flat_and_noisy_maps_are_counted_alike(share_of_noise, order):
     rng = np.random.default_rng(0)
     reference = np.repeat(rng.integers(0, 5, (8, 4)), 16, axis=1).astype(np.uint8)
     reference[0] = 255
     is_noise = rng.random(reference.shape) < share_of_noise
-    prediction = np.where(is_noise, rng.integers(0, 5, reference.shape), 2)
+    right = np.where(reference == 255, 2, reference)
+    prediction = np.where(is_noise, rng.integers(0, 5, reference.shape), right)
     expected = np.zeros((6, 6), dtype=np.int64)
     for row, column in zip(prediction.flat, reference.flat):
         expected[row, min(column, 5)] += 1
-    np.testing.assert_array_equal(confusion_matrix(prediction, reference, num_labels=5), expected)
+    found = np.zeros_like(expected, order=order)
+    np.testing.assert_array_equal(confusion_matrix(prediction, reference, num_labels=5, out=found), expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("share_of_noise", [0.0, 0.4, 1.0])
+def test_a_map_that_is_refused_changes_no_count(share_of_noise):
+    rng = np.random.default_rng(0)
+    reference = np.repeat(rng.integers(0, 5, (8, 4)), 16, axis=1)
+    prediction = np.where(rng.random(reference.shape) < share_of_noise, rng.integers(0, 5, reference.shape), reference)
+    counts = np.zeros((6, 6), dtype=np.int64)
+    for wrong, true in ((7, 0), (0, 7), (7, 7)):
+        prediction[-1, -1], reference[-1, -1] = wrong, true
+        with pytest.raises(ValueError, match="holds 7"):
+            confusion_matrix(prediction, reference, num_labels=5, out=counts)
+    assert not counts.any()
 
 
 def test_rows_are_predictions_and_columns_are_truth_with_the_ignored_ones_last():

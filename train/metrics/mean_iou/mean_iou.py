@@ -35,7 +35,7 @@ class MeanIou(StreamedCounts, evaluate.Metric):
             raise ValueError("Give `num_labels`: evaluate.load(..., num_labels=150).")
         check_ignore_index(num_labels, ignore_index)
         self.num_labels, self.ignore_index, self.seen = num_labels, ignore_index, seen
-        self.counts = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64)
+        self.counts = np.zeros((num_labels + 1, num_labels + 1), dtype=np.int64, order="F")  # `confusion_matrix`: why
         super().__init__(*args, **kwargs)
 
     def _info(self):
