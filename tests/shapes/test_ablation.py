@@ -8,7 +8,18 @@ import torch
 import yaml
 
 from maftplus.shapes import ablation, pretrain
-from maftplus.shapes.ablation import ROWS, VIT_ROWS, Case, chosen_rate, missing_pieces, plan, run_pieces, trial_name
+from maftplus.shapes.ablation import (
+    ROWS,
+    SEGMENTER,
+    TRUTH,
+    VIT_ROWS,
+    Case,
+    chosen_rate,
+    missing_pieces,
+    plan,
+    run_pieces,
+    trial_name,
+)
 from maftplus.shapes.ablation_table import format_clips, format_rows, gains
 from maftplus.shapes.captions import caption_scene
 from maftplus.shapes.evaluate import evaluate
@@ -17,6 +28,13 @@ from maftplus.shapes.scenes import CLASS_NAMES, CLASSES, STUFF_IDS, scenes
 LAYOUT = {"size": 64, "num_things": [1, 1], "num_regions": [1, 2]}
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
 VISION = {"model_type": "convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}
+VIT = {
+    "model_type": "clip_vision_model",
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 16,
+}
 
 
 @pytest.fixture
@@ -29,6 +47,9 @@ def recipe():
     recipe["pretraining"].update(vocabulary_size=300, use_bfloat16=False, judged_on=LAYOUT)
     recipe["pretraining"]["stages"] = [{**stage, "layout": LAYOUT}]
     recipe["pretraining"]["clip_config"] = {"projection_dim": 16, "text_config": TEXT, "vision_config": VISION}
+    vit = {**VIT, "intermediate_size": 16, "num_attention_heads": 8, "num_hidden_layers": 2}
+    clip = {"projection_dim": 16, "first_masked_layer": 1, "text_config": TEXT, "vision_config": vit}
+    recipe["clips"]["vit_image"] = {"proposer_steps": 1, "pretraining": {"clip_config": clip}}
     return recipe
 
 
@@ -98,6 +119,32 @@ def test_a_row_goes_on_from_the_segmenter_and_is_measured(case):
     figures = work()
     assert {"harmonic", "pq", "mask_sensitivity", "retrieval"} <= figures.keys()
     assert (case.folder / "cdt_0.001" / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def vit_case(case, monkeypatch):
+    """A ViT behind a proposer of few layers."""
+    train_proposer_once = ablation.train_proposer_once
+
+    def train_small(recipe, data, out, clip):
+        sizes = {"hidden_sizes": [8, 16, 8, 8, 8], "depths": [1, 1, 1, 1, 1], "patch_size": 4}
+        recipe = {**recipe, "backbone_config": {**recipe["backbone_config"], **sizes}}
+        recipe["model_config"] = {**recipe["model_config"], "decoder_layers": 2, "num_queries": 5}
+        return train_proposer_once({**recipe, "per_device_train_batch_size": 2}, data, out, clip)
+
+    monkeypatch.setattr(ablation, "train_proposer_once", train_small)
+    return case.of("vit_image")
+
+
+def test_a_vit_learns_from_captions_alone_and_stands_behind_three_kinds_of_masks(vit_case):
+    pieces = dict(plan(vit_case))
+    figures = pieces["clip"]()
+    assert {"pooled", "pooled_spread", "retrieval"} <= figures.keys()
+    trial = pieces[trial_name(VIT_ROWS[3], 1e-3)]()
+    assert (vit_case.folder / "distilled_0.001" / "model.safetensors").is_file()
+    behind = [pieces[f"test, frozen, pooled patches{masks}"]() for masks in ("", f", {SEGMENTER}", f", {TRUTH}")]
+    for figures in (trial, *behind):
+        assert all(0 <= figures[name] <= 1 for name in ("retrieval", "pq"))
 
 
 def test_a_natural_caption_names_at_least_one_thing_and_leaves_something_out():
