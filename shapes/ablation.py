@@ -181,11 +181,16 @@ def chosen_rate(case: Case, folder: str) -> float | None:
 def plan(case: Case) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Name and work of every piece of a case, in the order in which one needs another."""
     yield "clip", partial(judge_clip, case)
+    trained = [row for row in case.rows if row.trains]
     for row in case.rows:
-        if row.trains and case.seed == FIRST_SEED:
-            for rate in case.recipe["learning_rates"]:
-                yield trial_name(row, rate), partial(try_rate, case, row, rate)
-        yield f"test, {row.name}", partial(test_row, case, row)
+        if row.folder == "start":
+            yield f"test, {row.name}", partial(test_row, case, row)
+    for rate in case.recipe["learning_rates"] if case.seed == FIRST_SEED else ():
+        for row in trained:  # all rows at one rate first: half of the experiment is then a comparison already
+            yield trial_name(row, rate), partial(try_rate, case, row, rate)
+    for row in case.rows:
+        if row.folder != "start":
+            yield f"test, {row.name}", partial(test_row, case, row)
 
 
 def missing_pieces(cases: list[Case]) -> list[tuple[Case, str, Callable[[], dict[str, Any]]]]:
@@ -303,14 +308,19 @@ def test_row(case: Case, row: Row) -> dict[str, float]:
 
 
 def judge(case: Case, row: Row, folder: Path, split: str, num_scenes: int) -> dict[str, float]:
-    """Segmentation of fresh scenes by the model in `folder`, as the row uses it, and retrieval by its CLIP."""
+    """Segmentation of fresh scenes by the model in `folder` as the row uses it; its CLIP on true masks and captions."""
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
     processor = MaftPlusProcessor.from_pretrained(folder)
-    clip = model.model.clip
-    figures = {"retrieval": judge_retrieval(case, Objective(clip, processor.tokenizer, {}, use_bfloat16=False))}
+    clip, layout = model.model.clip, case.recipe["layout"]
+    objective = Objective(clip, processor.tokenizer, {}, use_bfloat16=False)
+    named_right = mask_accuracy(objective, normaliser(case), num_scenes, SCENES, split, **layout)
+    figures = {
+        "masks_right": named_right["pooled" if row.pools_patches else "all"],
+        "retrieval": judge_retrieval(case, objective),
+    }
     if row.pools_patches:
         clip.embed_mask_logits = lambda vision, logits: pool_patches(clip, vision, logits.sigmoid())
-    options = {"measure_sensitivity": True, "layout": case.recipe["layout"], "propose": proposals_of(case, row)}
+    options = {"measure_sensitivity": True, "layout": layout, "propose": proposals_of(case, row)}
     return {**evaluate(model, processor, num_scenes, split, SCENES, **options), **figures}
 
 

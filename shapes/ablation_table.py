@@ -11,7 +11,7 @@ import numpy as np
 FiguresOfCase = tuple[str, int, Mapping[str, Mapping[str, float]]]
 
 CLIP_COLUMNS = ("retrieval", "all", "seen", "unseen", "novel", "stuff", "spread", "pooled", "pooled_spread")
-COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity", "retrieval")
+COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity", "masks_right", "retrieval")
 CLIP, TEST = "clip", "test, "
 CONTROL = TEST + "control, as long"
 GAINS = ("mask-aware", "+ compensation", "+ CDT")  # over the control, of a ConvNeXt
