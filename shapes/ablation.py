@@ -308,7 +308,7 @@ def test_row(case: Case, row: Row) -> dict[str, float]:
 
 
 def judge(case: Case, row: Row, folder: Path, split: str, num_scenes: int) -> dict[str, float]:
-    """Segmentation of fresh scenes by the model in `folder` as the row uses it; its CLIP on true masks and captions."""
+    """Segmentation of fresh scenes by the model in `folder` as the row uses it; its CLIP on true masks, captions."""
     model = MaftPlusForUniversalSegmentation.from_pretrained(folder)
     processor = MaftPlusProcessor.from_pretrained(folder)
     clip, layout = model.model.clip, case.recipe["layout"]
