@@ -35,7 +35,7 @@ from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.pictures.files import write_atomically
 from maftplus.processing_maftplus import MaftPlusProcessor
-from maftplus.shapes.ablation_table import format_clips, format_rows, plot_gains
+from maftplus.shapes.ablation_table import CLIP, TEST, VALIDATION, format_clips, format_rows, plot_gains
 from maftplus.shapes.evaluate import evaluate
 from maftplus.shapes.make_model import RECIPES, export, train
 from maftplus.shapes.objective import Normalise, Objective
@@ -159,7 +159,12 @@ class Case:
 
 def trial_name(row: Row, rate: float) -> str:
     """The piece that tries a learning rate."""
-    return f"validation, {row.folder} at {rate:g}"
+    return f"{VALIDATION}{row.folder} at {rate:g}"
+
+
+def table_name(row: Row) -> str:
+    """The piece that fills a row of the table."""
+    return f"{TEST}{row.name}"
 
 
 def chosen_rate(case: Case, folder: str) -> float | None:
@@ -180,17 +185,17 @@ def chosen_rate(case: Case, folder: str) -> float | None:
 
 def plan(case: Case) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Name and work of every piece of a case, in the order in which one needs another."""
-    yield "clip", partial(judge_clip, case)
+    yield CLIP, partial(judge_clip, case)
     trained = [row for row in case.rows if row.trains]
     for row in case.rows:
         if row.folder == "start":
-            yield f"test, {row.name}", partial(test_row, case, row)
+            yield table_name(row), partial(judge_row, case, row)
     for rate in case.recipe["learning_rates"] if case.seed == FIRST_SEED else ():
         for row in trained:  # all rows at one rate first: half of the experiment is then a comparison already
             yield trial_name(row, rate), partial(try_rate, case, row, rate)
     for row in case.rows:
         if row.folder != "start":
-            yield f"test, {row.name}", partial(test_row, case, row)
+            yield table_name(row), partial(judge_row, case, row)
 
 
 def missing_pieces(cases: list[Case]) -> list[tuple[Case, str, Callable[[], dict[str, Any]]]]:
@@ -296,7 +301,7 @@ def try_rate(case: Case, row: Row, rate: float) -> dict[str, float]:
     return judge(case, row, make_row(case, row, rate), "validation", case.recipe["num_validation_scenes"])
 
 
-def test_row(case: Case, row: Row) -> dict[str, float]:
+def judge_row(case: Case, row: Row) -> dict[str, float]:
     """The figures of the table; a row that trains has its learning rate among them."""
     rate = chosen_rate(case, row.folder)
     if rate is None:
@@ -388,7 +393,7 @@ def format_plan(cases: list[Case]) -> str:
 
 def kind_of(case: Case, name: str) -> str:
     """Of pieces that take about as long as one another: a CLIP, a trial, a test, a test that has to train first."""
-    is_trained = any(row.trains and name.endswith(f", {row.name}") for row in case.rows)
+    is_trained = any(row.trains and name == table_name(row) for row in case.rows)
     return f"{'vit' if case.is_vit else 'convnext'} {name.split(',')[0]} {is_trained and case.seed != FIRST_SEED}"
 
 
@@ -417,7 +422,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.only_finished:
         run_pieces(cases, options.minutes)
     finished = [(case.clip, case.seed, case.pieces()) for case in cases]
-    typer.echo(f"{format_clips(finished)}\n\n{format_rows(finished)}")
+    typer.echo("\n\n".join((format_clips(finished), format_rows(finished), format_rows(finished, VALIDATION))))
     if options.picture:
         plot_gains(finished, options.picture)
 

@@ -12,7 +12,7 @@ FiguresOfCase = tuple[str, int, Mapping[str, Mapping[str, float]]]
 
 CLIP_COLUMNS = ("retrieval", "all", "seen", "unseen", "novel", "stuff", "spread", "pooled", "pooled_spread")
 COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity", "masks_right", "retrieval")
-CLIP, TEST = "clip", "test, "
+CLIP, VALIDATION, TEST = "clip", "validation, ", "test, "  # how the names of pieces begin
 CONTROL = TEST + "control, as long"
 GAINS = ("mask-aware", "+ compensation", "+ CDT")  # over the control, of a ConvNeXt
 MISSING = "-"
@@ -23,13 +23,18 @@ def format_clips(cases: Sequence[FiguresOfCase]) -> str:
     return _table({clip: _of_piece(cases, clip, CLIP) for clip in _clips(cases)}, CLIP_COLUMNS)
 
 
-def format_rows(cases: Sequence[FiguresOfCase]) -> str:
-    """Every row of every CLIP on test scenes, as `format_clips` (mask sensitivity: correlation times 100)."""
+def format_rows(cases: Sequence[FiguresOfCase], split: str = TEST) -> str:
+    """
+    Every row of every CLIP, as `format_clips` (mask sensitivity: correlation times 100).
+
+    Args:
+        split: Which pieces: `TEST`, or `VALIDATION` for the trials of learning rates.
+    """
     rows = {}
     for clip in _clips(cases):
         names = dict.fromkeys(piece for other, _, pieces in cases if other == clip for piece in pieces)
-        for piece in [name for name in names if name.startswith(TEST)]:
-            rows[f"{clip}: {piece.removeprefix(TEST)}"] = _of_piece(cases, clip, piece)
+        for piece in [name for name in names if name.startswith(split)]:
+            rows[f"{clip}: {piece.removeprefix(split)}"] = _of_piece(cases, clip, piece)
     return _table(rows, COLUMNS)
 
 
