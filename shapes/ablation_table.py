@@ -39,13 +39,15 @@ def format_rows(cases: Sequence[FiguresOfCase], split: str = TEST) -> str:
 
 
 def gains(cases: Sequence[FiguresOfCase]) -> dict[str, list[tuple[float, float]]]:
-    """For each row of a ConvNeXt: the frozen CLIP's share of masks named right and the harmonic gain over the control,
-    in points, of every case that has both."""
+    """
+    For each row of a ConvNeXt the frozen CLIP's share of masks named right, in percent, and what the row gains over
+    the control, in points of panoptic quality over all classes, of every case that has both.
+    """
     points: dict[str, list[tuple[float, float]]] = {}
     for _, _, pieces in cases:
         for name in GAINS:
             if {CLIP, CONTROL, TEST + name} <= pieces.keys():
-                gain = pieces[TEST + name]["harmonic"] - pieces[CONTROL]["harmonic"]
+                gain = pieces[TEST + name]["pq"] - pieces[CONTROL]["pq"]
                 points.setdefault(name, []).append((100 * pieces[CLIP]["all"], 100 * gain))
     return points
 
@@ -62,7 +64,7 @@ def plot_gains(cases: Sequence[FiguresOfCase], path: Path) -> None:
         axes.scatter(*zip(*points), marker=marker, label=name, alpha=0.8)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("masks that the frozen CLIP names right, percent")
-    axes.set_ylabel("harmonic mIoU over the control, points")
+    axes.set_ylabel("PQ over the control, points")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()

@@ -86,8 +86,8 @@ def test_no_piece_begins_after_the_time_is_over(case, monkeypatch):
 
 def test_the_learning_rate_is_the_best_of_the_first_seed_s_trials(case):
     row = ROWS[2]
-    for rate, harmonic in ((1e-4, 0.3), (1e-3, 0.6)):
-        case.keep(trial_name(row, rate), {"harmonic": harmonic})
+    for rate, quality in ((1e-4, 0.3), (1e-3, 0.6)):
+        case.keep(trial_name(row, rate), {"harmonic": 0.0, "pq": quality})
     assert chosen_rate(case.of(seed=2), row.folder) == 1e-3
     assert chosen_rate(case, "start") is None
 
@@ -186,7 +186,7 @@ def test_masks_from_elsewhere_reach_the_model():
 
 def test_a_gain_is_over_the_control_of_the_same_case(case):
     keep_all(case)
-    case.keep("test, mask-aware", {"harmonic": 0.6})
+    case.keep("test, mask-aware", {"pq": 0.6})
     finished = [(case.clip, case.seed, case.pieces())]
     assert gains(finished)["mask-aware"] == [(50.0, pytest.approx(10.0))]
     assert gains([("convnext_image", 1, {"clip": {"all": 0.5}})]) == {}
