@@ -372,24 +372,25 @@ def run_pieces(cases: list[Case], minutes: float) -> None:
         if time.monotonic() - start > 60 * minutes:
             logger.info("The time is over; the same command goes on.")
             return
-        began = time.monotonic()
+        began = time.process_time()
         figures = {key: round(value, 5) for key, value in work().items()}
-        case.keep(name, {**figures, "seconds": round(time.monotonic() - began)})
+        case.keep(name, {**figures, "processor_seconds": round(time.process_time() - began)})
         logger.info("%s, seed %d, %s: %s", case.clip, case.seed, name, figures)
 
 
 def format_plan(cases: list[Case]) -> str:
-    """What is missing, and how long it takes if every piece takes as long as those of its kind did."""
+    """What is missing, and the processor time of it if every piece takes as long as those of its kind did."""
     missing = missing_pieces(cases)
     seconds: dict[str, list[float]] = {}
     for case in cases:
         for name, figures in case.pieces().items():
-            seconds.setdefault(kind_of(case, name), []).append(figures["seconds"])
+            if "processor_seconds" in figures:
+                seconds.setdefault(kind_of(case, name), []).append(figures["processor_seconds"])
     kinds = [kind_of(case, name) for case, name, _ in missing]
     known = [sum(seconds[kind]) / len(seconds[kind]) for kind in kinds if kind in seconds]
     lines = [f"{case.clip}, seed {case.seed}: {name}" for case, name, _ in missing]
     unknown = f", and {len(kinds) - len(known)} of unknown length" if len(known) < len(kinds) else ""
-    return "\n".join([*lines, f"{len(missing)} pieces: about {sum(known) / 60:.0f} minutes{unknown}"])
+    return "\n".join([*lines, f"{len(missing)} pieces: about {sum(known) / 60:.0f} minutes of a core{unknown}"])
 
 
 def kind_of(case: Case, name: str) -> str:

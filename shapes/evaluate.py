@@ -12,7 +12,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 10,
     measure_sensitivity: bool = False,
-    layout: dict[str, Any] | None = None,
+    layout: dict | None = None,
     propose: Callable[[list[Scene]], dict[str, Tensor]] | None = None,
 ) -> dict[str, float]:
     """

@@ -62,7 +62,7 @@ def case(recipe, tmp_path, monkeypatch):
 def keep_all(case, harmonic=0.5):
     """Figures for every piece of a case, without its models."""
     for name, _ in plan(case):
-        case.keep(name, {**dict.fromkeys(("harmonic", "pq", "all"), harmonic), "seconds": 60})
+        case.keep(name, {**dict.fromkeys(("harmonic", "pq", "all"), harmonic), "processor_seconds": 60})
 
 
 def test_a_finished_piece_is_not_run_again_and_its_models_are_not_needed(case):
