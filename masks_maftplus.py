@@ -238,4 +238,17 @@ def _named(scores: list[float], ids: list[int], labels: list[str]) -> dict[str, 
     return {**best, "second_label": second_label, "second_score": second_score}
 
 
-__all__ = ["MaskedPicture", "check_options_with_masks", "name_masks", "proposal_logits", "put_masks", "read_masks"]
+def mask_image(mask: Tensor) -> Image.Image:
+    """(h, w) bool -> black and white picture (0 and 255)."""
+    return Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+
+
+__all__ = [
+    "MaskedPicture",
+    "check_options_with_masks",
+    "mask_image",
+    "name_masks",
+    "proposal_logits",
+    "put_masks",
+    "read_masks",
+]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 from transformers.utils import ModelOutput
@@ -21,11 +20,13 @@ from transformers.utils import ModelOutput
 from .masks_maftplus import (
     MaskedPicture,
     check_options_with_masks,
+    mask_image,
     name_masks,
     proposal_logits,
     put_masks,
     read_masks,
 )
+from .postprocessing_maftplus import join_mirrored
 from .predictions_maftplus import check_shares, read_predictions
 from .reading_maftplus import read_picture
 from .tiles_maftplus import check_options_with_tiles, check_tiling, make_seams, plan_tiles
@@ -99,6 +100,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         distractor_labels: Sequence[ClassName] | None = None,
         templates: str | Sequence[str] | None = None,
         training_classes: Sequence[ClassName] | None = None,
+        flip_average: bool | None = None,
         return_score_maps: bool | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
@@ -113,18 +115,18 @@ class MaftPlusSegmentationPipeline(Pipeline):
             words["classes"] = self.processor.split_labels(candidate_labels)
         if distractor_labels is not None:
             words["distractors"] = parse_distractors(distractor_labels, self.processor.do_split_synonyms)
-        prompts = {}
+        forward = _given(flip_average=flip_average)
         if templates is not None:
-            prompts["templates"] = tuple(as_list(templates))
-            build_prompts([["a name"]], prompts["templates"])  # refuses bad ones before any picture
+            forward["templates"] = tuple(as_list(templates))
+            build_prompts([["a name"]], forward["templates"])  # refuses bad ones before any picture
         if training_classes is not None:
-            prompts["training_classes"] = self.processor.split_labels(training_classes)
+            forward["training_classes"] = self.processor.split_labels(training_classes)
         if stuff_labels is not None:
             stuff_labels = as_list(stuff_labels)
             postprocess["stuff_labels"] = self.processor.split_labels(stuff_labels) if stuff_labels else []
         postprocess.update(words, **_given(return_score_maps=return_score_maps))
         postprocess.update(_given(tile_size=tile_size, tile_overlap=tile_overlap))
-        return _given(timeout=timeout, max_bytes=max_bytes), {**words, **prompts}, postprocess
+        return _given(timeout=timeout, max_bytes=max_bytes), {**words, **forward}, postprocess
 
     def __call__(
         self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
@@ -145,6 +147,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
             min_margin (`float`, *optional*): How clearly a segment's word must lead, see the image processor. Default:
                 0.6 with distractors, 0 without.
             templates, training_classes (*optional*): In place of the processor's, for the words of this call.
+            flip_average (`bool`, *optional*): Semantic results: class maps averaged with the mirror image's.
             return_score_maps (`bool`, *optional*): Also give maps of how much every label is believed in.
             masks (*optional*): Masks of the picture that are there already, in any form that `read_masks` takes (for a
                 list of pictures a list of such, one a picture): each gets a word, none is proposed. `threshold` and
@@ -178,7 +181,10 @@ class MaftPlusSegmentationPipeline(Pipeline):
         post = {**self._postprocess_params, **given}
         check_thresholds(post.get("subtask"), given)
         self._classes_and_stuff(post.get("classes"), post.get("stuff_labels"))  # refuses bad words before any picture
-        _check_prompt_options(post.get("classes"), {**self._forward_params, **forward})
+        forward = {**self._forward_params, **forward}
+        _check_prompt_options(post.get("classes"), forward)
+        if forward.get("flip_average") and post.get("subtask") != "semantic":
+            raise ValueError('`flip_average` averages class maps: it takes `subtask="semantic"`.')
         check_options_with_tiles(post)
         if masks is not None:
             check_options_with_masks(post)
@@ -186,7 +192,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         if post.get("tile_size") is not None:
-            options = {**self._forward_params, **forward}, post, batch_size or self._batch_size or 1
+            options = forward, post, batch_size or self._batch_size or 1
             is_one = not isinstance(inputs, list)
             results = [self._segment_in_tiles(one, *options) for one in ([inputs] if is_one else inputs)]
             return results[0] if is_one else results
@@ -209,8 +215,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
         """
         read = self.preprocess(picture, **_given(timeout=timeout, max_bytes=max_bytes))
         with self.device_placement(), torch.no_grad():
-            batch = self._ensure_tensor_on_device(_stack_inputs([read["inputs"]], self.model.dtype), self.device)
-            outputs = self.model.encode_picture(**batch)
+            outputs = self.model.encode_picture(**_stack_inputs([read["inputs"]], self.model.dtype, self.device))
         outputs.dense_features = None  # training alone reads them
         return EncodedPicture(outputs, read["target_size"], self.model)
 
@@ -237,12 +242,13 @@ class MaftPlusSegmentationPipeline(Pipeline):
         model_inputs: dict[str, Any],
         classes: list[list[str]] | None = None,
         distractors: list[list[str]] | None = None,
+        flip_average: bool = False,
         **prompts: Any,
     ) -> ModelOutput:
         """One picture's outputs with a batch of one, or lists of those of each, in the batch's order."""
         words = self._vocabulary(classes, distractors or [], **prompts)
         if not isinstance(model_inputs["target_size"], list):
-            (outputs,) = self._segment([model_inputs], words)
+            (outputs,) = self.segment([model_inputs], words, flip_average)
             return ModelOutput({name: value[None] for name, value in outputs.items()})
         items = [dict(zip(model_inputs, values)) for values in zip(*model_inputs.values())]
         groups = defaultdict(list)
@@ -251,20 +257,26 @@ class MaftPlusSegmentationPipeline(Pipeline):
             groups[index if is_alone else item["inputs"]["pixel_values"].shape].append(index)
         results = [None] * len(items)
         for indices in groups.values():
-            for index, outputs in zip(indices, self._segment([items[index] for index in indices], words)):
+            for index, outputs in zip(indices, self.segment([items[i] for i in indices], words, flip_average)):
                 results[index] = outputs
         return ModelOutput({name: [one[name] for one in results] for name in results[0]})
 
-    def _segment(self, items: list[dict[str, Any]], words: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def segment(self, items: list[dict[str, Any]], words: dict[str, Tensor], flip_average: bool = False) -> list[dict]:
         """
-        Pictures of one padded size, or one that is encoded or has masks; the outputs of each, without a batch axis.
+        Pictures from `preprocess`, of one padded size or one that is encoded or has masks, and words from
+        `encode_vocabulary` -> the outputs of each picture, without a batch axis.
         """
-        masks = items[0]["masks"]
-        if items[0]["picture"] is not None:
-            outputs = self.model.classify(items[0]["picture"].outputs, **words)
+        picture, masks = items[0]["picture"], items[0]["masks"]
+        if picture is not None:
+            if flip_average:
+                raise ValueError("`flip_average` needs the picture itself: `encode` keeps none of its pixels.")
+            outputs = self.model.classify(picture.outputs, **words)
         else:
-            batch = _stack_inputs([one["inputs"] for one in items], self.model.dtype)
+            batch = _stack_inputs([one["inputs"] for one in items], self.model.dtype, self.device)
             outputs = self.model(**batch, **words, **({} if masks is None else self._proposals(masks, **batch)))
+            if flip_average:
+                batch["pixel_values"] = batch["pixel_values"].flip(-1)
+                outputs = join_mirrored(outputs, self.model(**batch, **words))
         kept = {name: outputs[name] for name in KEPT_OUTPUTS}
         if masks is not None:
             kept["masks"] = torch.from_numpy(masks)[None]
@@ -423,9 +435,9 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _stack_inputs(inputs: list[dict[str, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inputs of pictures of one padded size as those of one batch, in the network's precision."""
-    batch = {name: torch.cat([one[name] for one in inputs]) for name in ("pixel_values", "pixel_mask")}
+def _stack_inputs(inputs: list[dict[str, Tensor]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The inputs of pictures of one padded size as those of one batch, in the network's place and precision."""
+    batch = {name: torch.cat([one[name] for one in inputs]).to(device) for name in ("pixel_values", "pixel_mask")}
     return {**batch, "pixel_values": batch["pixel_values"].to(dtype)}
 
 
@@ -479,7 +491,7 @@ def _check_postprocess_names(parameters: dict[str, Any]) -> None:
     if unknown:
         raise ValueError(
             f"Unknown argument {', '.join(unknown)}; this pipeline takes {', '.join(known)}, return_score_maps, "
-            "templates, training_classes, masks, tile_size, tile_overlap and the labels."
+            "templates, training_classes, flip_average, masks, tile_size, tile_overlap and the labels."
         )
     subtask = parameters.get("subtask")
     if subtask not in (None, *SUBTASKS):
@@ -504,9 +516,7 @@ def check_thresholds(subtask: str | None, parameters: dict[str, Any]) -> None:
 
 
 def _frozen(names: Sequence | None) -> tuple | None:
-    if names is None:
-        return None
-    return tuple(name if isinstance(name, str) else tuple(name) for name in names)
+    return None if names is None else tuple(name if isinstance(name, str) else tuple(name) for name in names)
 
 
 def find_segments(
@@ -535,11 +545,6 @@ def find_segments(
         outputs, label_ids_to_fuse=set(stuff_ids), **options, **thresholds
     )[0]
     return [(info, result["segmentation"] == info["id"]) for info in result["segments_info"]]
-
-
-def mask_image(mask: Tensor) -> Image.Image:
-    """(h, w) bool -> black and white picture (0 and 255)."""
-    return Image.fromarray(mask.numpy().astype(np.uint8) * 255)
 
 
 __all__ = ["EncodedPicture", "MaftPlusSegmentationPipeline", "check_thresholds"]

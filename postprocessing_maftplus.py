@@ -90,6 +90,22 @@ def semantic_map(item: Prediction, semantic_resize: str) -> Tensor:
     return hide_distractors(result, item)
 
 
+def join_mirrored(outputs: Any, mirrored: Any) -> dict[str, Any]:
+    """
+    The queries of pictures and of their mirror images together, (B, 2Q, ...). A class map is a sum over queries, so
+    with half of every probability it is the mean of both pictures' maps; other results would see everything twice.
+
+    Args:
+        outputs, mirrored: The model's, of padded inputs and of the same flipped left to right.
+    """
+    both = [one["class_queries_logits"].float().softmax(-1) / 2 for one in (outputs, mirrored)]
+    probabilities = torch.cat(both, dim=1)
+    probabilities[..., -1] += 0.5  # what was taken from the classes
+    masks = [outputs["masks_queries_logits"], mirrored["masks_queries_logits"].flip(-1)]
+    joined = {"class_queries_logits": probabilities.log(), "masks_queries_logits": torch.cat(masks, dim=1)}
+    return {**outputs, **joined}
+
+
 def hide_distractors(labels: Tensor, item: Prediction) -> Tensor:
     """A map of classes (height, width) with `VOID` in the place of distractors."""
     return labels.masked_fill(item.is_distractor[labels], VOID) if item.is_distractor.any() else labels
@@ -478,6 +494,7 @@ __all__ = [
     "find_instances",
     "hide_distractors",
     "instance_infos",
+    "join_mirrored",
     "panoptic_segments",
     "score_maps",
     "semantic_map",

@@ -6,17 +6,17 @@ is split. Every synonym is put into every template; `&amp;` and its like are rea
 Shapes: B images, K classes, P synonyms, N prompts (P times the number of templates), T tokens of the longest prompt.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.utils import logging
 
-from .image_processing_maftplus import MaftPlusImageProcessorKwargs
+from .image_processing_maftplus import MaftPlusImageProcessorKwargs, MaftPlusImageProcessorMixin
 from .pipeline_maftplus import MaftPlusSegmentationPipeline  # saved configurations name it as this module's
-from .postprocessing_maftplus import DEFAULT_THRESHOLD
 from .words_maftplus import (
     VILD_TEMPLATES,
     ClassName,
@@ -34,10 +34,22 @@ logger = logging.get_logger(__name__)
 MAX_SHOWN = 5  # words that a warning names
 MAX_TOKENS = 77  # CLIP's context: the longest prompt any released text tower reads
 
+Method = TypeVar("Method", bound=Callable)
+
 
 def cut_tokens(row: list[int], limit: int) -> list[int]:
     """A prompt's ids cut to `limit` as CLIP cuts them: the end token stays last."""
     return row if len(row) <= limit else row[: limit - 1] + row[-1:]
+
+
+def by_image_processor(method: Method) -> Method:
+    """The processor's own method of the same name, arguments and docstring: its image processor does the work."""
+
+    @wraps(method)
+    def call(self, *args, **kwargs):
+        return getattr(self.image_processor, method.__name__)(*args, **kwargs)
+
+    return call
 
 
 class MaftPlusTextKwargs(TextKwargs, total=False):
@@ -194,134 +206,16 @@ class MaftPlusProcessor(ProcessorMixin):
         text = ["input_ids", "attention_mask", "prompt_class_ids", "prompt_synonym_ids"]
         return list(dict.fromkeys([*self.image_processor.model_input_names, *text]))
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-        return_segmentation_scores: bool = False,
-        distractor_ids: Iterable[int] | None = None,
-    ) -> list:
-        """
-        The best class of every pixel: a map (height, width) int64 a picture, with scores where asked for.
-
-        Args:
-            outputs: The model's.
-            target_sizes: (height, width) of every result; `None`: the unpadded input's.
-            return_segmentation_scores: Also give the scores of all classes.
-            distractor_ids: Classes that compete and are not reported: -1 where one is best.
-
-        Raises:
-            ValueError: as the image processor's method, which says more.
-        """
-        return self.image_processor.post_process_semantic_segmentation(
-            outputs,
-            target_sizes=target_sizes,
-            return_segmentation_scores=return_segmentation_scores,
-            distractor_ids=distractor_ids,
-        )
-
-    def post_process_score_maps(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-        distractor_ids: Iterable[int] | None = None,
-    ) -> list[dict[str, Any]]:
-        """
-        How much every label is believed in at every pixel: `score_maps` (labels, height, width) in [0, 1] and
-        `confidence` (height, width), the largest of them, for every picture.
-
-        Args:
-            outputs, target_sizes, distractor_ids: As above.
-
-        Raises:
-            ValueError: as the image processor's method, which says more.
-        """
-        return self.image_processor.post_process_score_maps(
-            outputs, target_sizes=target_sizes, distractor_ids=distractor_ids
-        )
-
-    def post_process_instance_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = DEFAULT_THRESHOLD,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.0,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-        return_coco_annotation: bool = False,
-        return_binary_maps: bool = False,
-        label_ids_to_fuse: Iterable[int] | None = None,
-        top_k: int = 100,
-        distractor_ids: Iterable[int] | None = None,
-        min_margin: float = 0.0,
-    ) -> list[dict[str, Any]]:
-        """
-        Objects that may overlap, best first: `segmentation` and `segments_info` for every picture.
-
-        Args:
-            outputs, target_sizes: As above.
-            threshold: Least score of an object (0.2); metrics, which want all, pass 0.
-            mask_threshold: A mask is the pixels with a higher probability.
-            overlap_mask_area_threshold: Least visible share of an object in the id map.
-            return_coco_annotation, return_binary_maps: Run lengths, or (N, height, width) bool, not an id map.
-            label_ids_to_fuse: Classes that are stuff, which is left out.
-            top_k: Most pairs of query and class that are looked at.
-            distractor_ids: Classes that compete and are not reported.
-            min_margin: How clearly an object's class must lead.
-
-        Raises:
-            ValueError, ImportError: as the image processor's method, which says more.
-        """
-        return self.image_processor.post_process_instance_segmentation(
-            outputs,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_mask_area_threshold=overlap_mask_area_threshold,
-            target_sizes=target_sizes,
-            return_coco_annotation=return_coco_annotation,
-            return_binary_maps=return_binary_maps,
-            label_ids_to_fuse=label_ids_to_fuse,
-            top_k=top_k,
-            distractor_ids=distractor_ids,
-            min_margin=min_margin,
-        )
-
-    def post_process_panoptic_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = DEFAULT_THRESHOLD,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.7,
-        label_ids_to_fuse: Iterable[int] | None = None,
-        target_sizes: Sequence[tuple[int, int]] | None = None,
-        distractor_ids: Iterable[int] | None = None,
-        min_margin: float = 0.0,
-    ) -> list[dict[str, Any]]:
-        """
-        Segments that do not overlap, things one by one, stuff merged by class: `segmentation` (height, width) int32
-        with 0 for void, and `segments_info`, for every picture.
-
-        Args:
-            outputs, target_sizes: As above.
-            threshold: Least class score of a segment.
-            mask_threshold: Least mask probability of its pixels.
-            overlap_mask_area_threshold: Least share of its mask that it must win.
-            label_ids_to_fuse: Classes that are stuff.
-            distractor_ids: Classes that compete and are not reported.
-            min_margin: How clearly a segment's class must lead.
-
-        Raises:
-            ValueError: as the image processor's method, which says more.
-        """
-        return self.image_processor.post_process_panoptic_segmentation(
-            outputs,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_mask_area_threshold=overlap_mask_area_threshold,
-            label_ids_to_fuse=label_ids_to_fuse,
-            target_sizes=target_sizes,
-            distractor_ids=distractor_ids,
-            min_margin=min_margin,
-        )
+    post_process_semantic_segmentation = by_image_processor(
+        MaftPlusImageProcessorMixin.post_process_semantic_segmentation
+    )
+    post_process_score_maps = by_image_processor(MaftPlusImageProcessorMixin.post_process_score_maps)
+    post_process_instance_segmentation = by_image_processor(
+        MaftPlusImageProcessorMixin.post_process_instance_segmentation
+    )
+    post_process_panoptic_segmentation = by_image_processor(
+        MaftPlusImageProcessorMixin.post_process_panoptic_segmentation
+    )
 
     def check_text_tower(self, text_config: Any) -> None:
         """Raises ValueError unless the tokenizer is that of a model's text tower; see `check_tokenizer`."""

@@ -128,7 +128,7 @@ def _run(asked: Batch, task: Task, words: Words, num_shards: int) -> Iterator[Sh
 
 
 def _with_progress(reports: Iterator[ShardReport], num_shards: int, is_quiet: bool) -> Iterator[ShardReport]:
-    with Progress(console=Console(stderr=True), disable=is_quiet) as progress:
+    with Progress(console=Console(stderr=True), refresh_per_second=1, disable=is_quiet) as progress:
         bar = progress.add_task("Shards", total=num_shards)
         for report in reports:
             progress.advance(bar)

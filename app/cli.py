@@ -14,9 +14,11 @@ from maftplus.app.commands.batch import batch
 from maftplus.app.commands.check import check
 from maftplus.app.commands.convert import convert
 from maftplus.app.commands.endpoint import endpoint
+from maftplus.app.commands.evaluate import evaluate
 from maftplus.app.commands.export import export
 from maftplus.app.commands.get import get
 from maftplus.app.commands.inspect import inspect
+from maftplus.app.commands.merge import merge
 from maftplus.app.commands.page import page
 from maftplus.app.commands.prepare import prepare
 from maftplus.app.commands.report import report
@@ -25,7 +27,23 @@ from maftplus.app.commands.verify import verify
 from maftplus.app.commands.words import words
 
 # In the order of the help.
-COMMANDS = (segment, page, batch, report, words, get, check, convert, inspect, prepare, verify, export, endpoint)
+COMMANDS = (
+    segment,
+    page,
+    batch,
+    report,
+    words,
+    get,
+    check,
+    convert,
+    inspect,
+    prepare,
+    verify,
+    merge,
+    evaluate,
+    export,
+    endpoint,
+)
 
 app = typer.Typer(
     help="Open-vocabulary segmentation with your own words.",

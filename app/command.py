@@ -28,6 +28,7 @@ EXTRA_OF = {  # module that the core does not need -> the extra that brings it
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "openvino": "openvino",
+    "peft": "lora",
     "pyarrow": "scale",
     "ray": "scale",
     "yaml": "train",

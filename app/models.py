@@ -1,4 +1,4 @@
-"""Loading a model for the command: a folder, a name that `maftplus get` knows, or one on the Hub.
+"""Loading a model for the command: a folder, a name that `maftplus get` knows, one on the Hub, an adapter's folder.
 
 What is wrong with it is said in one line.
 """
@@ -16,7 +16,9 @@ from maftplus.conversion.registry import find_model
 from maftplus.deploy.precision import AUTO, choose_dtype
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
+from maftplus.train.finetuning.lora import base_of, is_adapter, load_adapter
 
+PROCESSOR_FILE = "processor_config.json"
 MODEL_TYPES = ("maftplus", "maftplus_exported")  # of config.json
 
 
@@ -33,6 +35,14 @@ def resolve_model(model: str | None) -> str:
             "which knows a synthetic world of coloured shapes and no photograph."
         )
     return find_model(model)
+
+
+def resolve_whole_model(model: str | None) -> str:
+    """As `resolve_model`, for what takes no adapter (it would take the base without a word). Raises ValueError too."""
+    folder = resolve_model(model)
+    if is_adapter(folder):
+        raise ValueError(f"{folder} is an adapter alone: make a model of it first, `maftplus merge {folder} OUT`.")
+    return folder
 
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = AUTO) -> MaftPlusSegmentationPipeline:
@@ -55,8 +65,15 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = AUTO) -> M
         raise ValueError(f"{model}: {error}") from error
 
 
-def load_processor(model: str) -> MaftPlusProcessor:
-    """The processor with its tokenizer. Raises ValueError if there is none or its files cannot be read."""
+def load_processor(model: str, base: str | None = None) -> MaftPlusProcessor:
+    """
+    The processor with its tokenizer; that of the base (default: the one it names) for an adapter without one.
+
+    Raises:
+        ValueError: if there is none or its files cannot be read.
+    """
+    if is_adapter(model) and not (Path(model) / PROCESSOR_FILE).is_file():
+        model = base_of(model, base)
     try:
         return MaftPlusProcessor.from_pretrained(model)
     except Exception as error:  # the library of tokenizers raises bare Exceptions over damaged files
@@ -66,6 +83,9 @@ def load_processor(model: str) -> MaftPlusProcessor:
 
 def load_model(model: str, dtype: str = AUTO, device: str | None = None) -> MaftPlusForUniversalSegmentation:
     """The network with all of its weights. Raises ValueError if some are missing or cannot be read."""
+    if is_adapter(model):
+        network = load_adapter(model)
+        return network.to(network_dtype(network.config, dtype, device))
     try:
         config = AutoConfig.from_pretrained(model)
     except OSError as error:
@@ -109,6 +129,8 @@ def check_model_folder(model: str) -> None:
         is_path = folder.is_absolute() or model[:1] in (".", "~") or model.count("/") != 1 or folder.parent.is_dir()
         if is_path:
             raise ValueError(f"{model}: there is no such model folder; give one with --model.")
+        return
+    if is_adapter(folder):
         return
     if not (folder / "config.json").is_file():
         raise ValueError(f"{model}: this folder holds no model, config.json is missing.")

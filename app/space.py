@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from maftplus.app.models import check_model_folder, resolve_model
+from maftplus.app.models import check_model_folder, resolve_whole_model
 from maftplus.conversion.registry import SHIPPED
 
 ROOT = Path(__file__).parents[1]  # of the checkout
@@ -78,7 +78,7 @@ def write_space(folder: Path, model: str | None) -> list[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: there is something in it; give --space a new folder.")
-    source = resolve_model(model)
+    source = resolve_whole_model(model)
     check_model_folder(source)
     check_checkout()
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ from rich.text import Text
 from maftplus.app.clips import ClipFrame
 from maftplus.app.video import VideoResult
 from maftplus.pictures.segments import Segment
+from maftplus.train.evaluation.evaluate import Evaluation
+from maftplus.train.evaluation.pages import class_columns, class_rows
 from maftplus.vocabularies.files import VocabularyFile
 
 T = TypeVar("T")
@@ -41,6 +43,17 @@ def print_words(vocabulary: VocabularyFile) -> None:
         kind = "" if vocabulary.stuff is None else ("stuff" if index in vocabulary.stuff else "thing")
         others = [one for one in synonyms if one != name]
         table.add_row(str(raw_id), Text(name), kind, Text(", ".join(others)))
+    Console().print(table)
+
+
+def print_figures(evaluation: Evaluation) -> None:
+    """One line a class, the worst first."""
+    Console().print(f"{evaluation.data_set}, {evaluation.task}, in percent", markup=False, highlight=False)
+    table = Table()
+    for index, name in enumerate(class_columns(evaluation)):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in class_rows(evaluation):
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

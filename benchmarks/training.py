@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--size base|large] [--images 1 --side 512] [--threads 2]
     OMP_WAIT_POLICY=passive python benchmarks/training.py --clock processor     (on a machine that others use too)
+    python benchmarks/training.py --savings     what less memory costs: frozen trunk, LoRA, checkpointing, bfloat16
 
 A step is forward and backward of MAFT+ with every loss (random weights, no optimiser). Every round times it as it is;
 with the second trunk pass that the released code makes for the segmenter's features, all else equal ("two passes");
@@ -12,10 +13,14 @@ One pass saves one forward pass of the trunk, F, of a step that has at least 4 F
 teacher): against two passes of the very same network no step can be under 4 / 5, whatever the rest costs. So that
 ratio has a limit that guards what was reached, and the limit of 0.8 is for the step built from transformers' modules.
 The last lines are both ratios against their limits; the exit code is 1 when one is over.
+
+With `--savings` a step is that of a training, AdamW included, and every line comes from a process of its own: seconds
+a step (median), peak memory, and how many numbers train. Nothing has a limit there.
 """
 
 import argparse
 import gc
+import json
 import statistics
 import subprocess
 import sys
@@ -31,9 +36,12 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 from maftplus.configuration_maftplus import MaftPlusConfig
 from maftplus.loss_maftplus import mask_aware_loss, segmentation_losses, soft_iou
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.train.finetuning.lora import add_adapter, count_trained
 from maftplus.train.losses import compensation_loss
-from maftplus.train.trainer import freeze_all_but_trainable, frozen_copy
+from maftplus.train.trainer import freeze_all_but_trainable, frozen_copy, parameter_groups
 
+PLAIN, FROZEN, LORA, RECOMPUTED, HALF = "plain", "frozen trunk", "LoRA", "gradient checkpointing", "bfloat16"
+SAVINGS = (PLAIN, FROZEN, LORA, RECOMPUTED, HALF, f"{LORA} + {HALF}", f"{LORA} + {RECOMPUTED} + {HALF}")
 STEPS = ("step", "two passes", "transformers, two passes")
 LIMITS = {"two passes": 0.95, "transformers, two passes": 0.8}
 
@@ -46,6 +54,11 @@ def main() -> int:
     if arguments.memory_of:
         print(peak_memory(arguments))
         return 0
+    if arguments.saving:
+        print(json.dumps(measure_saving(arguments)))
+        return 0
+    if arguments.savings:
+        return report_savings()
     model, inputs = build_model(arguments), build_inputs(arguments)
     parts = {**build_parts(model, inputs), **build_comparisons(inputs, arguments)}
     rounds = measure(parts, arguments)
@@ -66,7 +79,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help="what is counted as time")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--savings", action="store_true", help="what less memory costs, instead")
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--saving", choices=SAVINGS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -245,6 +260,62 @@ def report(rounds: list[dict[str, float]], arguments: argparse.Namespace) -> int
     for name, ratio in ratios.items():
         print(f"the step over '{name}': {ratio:.2f}, limit {LIMITS[name]}")
     return int(any(ratio > LIMITS[name] for name, ratio in ratios.items()))
+
+
+# --- What less memory costs ---
+
+
+def report_savings() -> int:
+    """The table of `SAVINGS`; returns the exit code."""
+    command = [argument for argument in sys.argv if argument != "--savings"]
+    print(f"{'a step of training':<40} seconds  peak GB   numbers that train")
+    for name in SAVINGS:
+        output = subprocess.run(
+            [sys.executable, *command, "--saving", name], check=True, capture_output=True, text=True
+        )
+        found = json.loads(output.stdout.splitlines()[-1])
+        print(f"{name:<40} {found['seconds']:7.2f} {found['memory']:8.2f} {found['trained']:16,}", flush=True)
+    return 0
+
+
+def measure_saving(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds (median), peak memory in GB and the numbers that train of steps that save in these ways."""
+    ways = arguments.saving.split(" + ")
+    model = build_model(arguments)
+    if LORA in ways:
+        add_adapter(model)
+    if RECOMPUTED in ways:
+        model.gradient_checkpointing_enable()
+    freeze_all_but_trainable(model, freeze_trunk=FROZEN in ways)
+    step = training_step(model, build_inputs(arguments), FROZEN in ways, HALF in ways)
+    gc.collect()
+    reset_peak(arguments.device)
+    seconds = [timed(step, arguments) for _ in range(arguments.rounds + 1)]
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "memory": read_peak(arguments.device) / 1e9,
+        "trained": count_trained(model)[0],
+    }
+
+
+def training_step(
+    model: MaftPlusForUniversalSegmentation, inputs: dict, freeze_trunk: bool, is_half: bool
+) -> Callable[[], None]:
+    """Forward, backward and AdamW. A trunk that is frozen needs no teacher."""
+    teacher = None if freeze_trunk else frozen_copy(model.model.clip)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-6, 0.0, freeze_trunk=freeze_trunk))
+
+    def step():
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_half):
+            outputs = model(**inputs)
+            loss = outputs.loss
+            if teacher is not None:
+                loss = loss + compensate(outputs, teacher, inputs["pixel_values"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 if __name__ == "__main__":

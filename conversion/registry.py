@@ -250,6 +250,18 @@ def find_model(model: str) -> str:
     return model
 
 
+def name_of_model(model: str) -> str:
+    """
+    What `find_model` finds a model by again: the name of a shipped or fetched one, whose folder may be another
+    elsewhere; the full path of any other folder; else (a name on the Hub) as it is.
+    """
+    if not Path(model).is_dir():
+        return model
+    known = {**SHIPPED, **{name: released_folder(name) for name in RELEASES}}
+    names = [name for name, folder in known.items() if folder.resolve() == Path(model).resolve()]
+    return names[0] if names else str(Path(model).resolve())
+
+
 __all__ = [
     "RELEASES",
     "DriveFile",
@@ -260,6 +272,7 @@ __all__ = [
     "find_release",
     "home",
     "is_there",
+    "name_of_model",
     "nearest_name",
     "released_folder",
 ]

@@ -21,7 +21,7 @@ from PIL import Image
 from maftplus.pictures.files import write_atomically
 from maftplus.pictures.overlay import segment_colour
 
-LARGEST_SIDE = 640  # of an embedded picture, in pixels
+LARGEST_SIDE, WIDE_SIDE = 640, 1280  # of an embedded picture, in pixels
 CURVE_SIZE = (640, 240)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1e22; background: #fff; max-width: 72rem; margin: 2rem auto;
@@ -33,6 +33,7 @@ th { border-bottom: 1px solid #c4c8ce; } td.number { text-align: right; font-var
 div.bar { background: #2c54dc; height: .8rem; min-width: 1px; }
 td.bar { width: 24rem; }
 div.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+div.wide { grid-template-columns: 1fr; } div.wide img { width: auto; max-width: 100%; }
 figure { margin: 0; } figure img { width: 100%; } figcaption { overflow-wrap: anywhere; color: #5a6068; }
 svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #5a6068; }
 """
@@ -83,14 +84,18 @@ class Report:
         curves = {name: points for name, points in curves.items() if points}
         self._add(heading, _draw_curves(curves) if curves else "", note)
 
-    def add_pictures(self, heading: str, pictures: Sequence[tuple[str, Image.Image]], note: str = "") -> None:
-        """A contact sheet: captions and pictures, in which large ones are made smaller."""
+    def add_pictures(
+        self, heading: str, pictures: Sequence[tuple[str, Image.Image]], note: str = "", is_wide: bool = False
+    ) -> None:
+        """A contact sheet: captions and pictures, in which large ones are made smaller; wide ones have a line each."""
+        side = WIDE_SIDE if is_wide else LARGEST_SIDE
         figures = "".join(
-            f'<figure><img alt="{escape(caption)}" src="{embed(picture)}"><figcaption>{escape(caption)}</figcaption>'
-            "</figure>"
+            f'<figure><img alt="{escape(caption)}" src="{embed(picture, side)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
             for caption, picture in pictures
         )
-        self._add(heading, f'<div class="sheet">{figures}</div>' if figures else "", note)
+        kind = "sheet wide" if is_wide else "sheet"
+        self._add(heading, f'<div class="{kind}">{figures}</div>' if figures else "", note)
 
     def _add(self, heading: str, content: str, note: str = "") -> None:
         if content:
@@ -108,10 +113,10 @@ class Report:
         write_atomically(path, self.to_html())
 
 
-def embed(picture: Image.Image) -> str:
+def embed(picture: Image.Image, largest_side: int = LARGEST_SIDE) -> str:
     """A picture as a `data:` address."""
     picture = picture.convert("RGB")
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    picture.thumbnail((largest_side, largest_side))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
@@ -28,8 +29,6 @@ def open_address(address: str) -> tuple[FileSystem, str]:
         return FileSystem.from_uri(address)
     except ArrowInvalid:
         pass
-    import fsspec
-
     try:
         system, path = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
@@ -79,16 +78,11 @@ def write_whole(system: FileSystem, path: str, content: bytes, aside: str) -> No
     try:
         with system.open_output_stream(unfinished, compression=None) as stream:
             stream.write(content)
-        _flush_to_disk(system, unfinished)
+        if isinstance(system, LocalFileSystem):  # a power cut must leave no empty file under a finished one's name
+            with Path(unfinished).open("rb+") as file:
+                os.fsync(file.fileno())
         system.move(unfinished, path)
     except OSError:
         if system.get_file_info(unfinished).type != FileType.NotFound:
             system.delete_file(unfinished)
         raise
-
-
-def _flush_to_disk(system: FileSystem, path: str) -> None:
-    """So that a power cut leaves no empty file under a finished one's name."""
-    if isinstance(system, LocalFileSystem):
-        with Path(path).open("rb+") as file:
-            os.fsync(file.fileno())

@@ -21,8 +21,10 @@ from maftplus.scale.worker import ShardReport, ShardWorker, Task, Words
 from maftplus.words_maftplus import ClassName, parse_distractors, split_distractors
 
 STARTS = 3  # of Ray on this machine, before that is given up
-QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 CPUS_A_WORKER = 4  # where there is no GPU
+# Large maps come and go: memory that the system gets back each time costs up to a third of the network's time. glibc
+# reads this when a process starts; others ignore it.
+KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 OBJECT_STORE = 200 << 20  # bytes, where Ray runs here alone: words and reports are all that lies in it
 
 
@@ -80,33 +82,25 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns the user is raised
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if address is None:
-        _start_here(num_cpus)
-    else:
-        _connect(address)
+    _start(address, num_cpus)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_here(num_cpus: int | None) -> None:
-    options = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+def _start(address: str | None, num_cpus: int | None) -> None:
+    here = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(**options, **QUIET)
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False, **({} if address else here))
             return
         except Exception as error:  # Ray raises a bare one where a busy machine takes more than its 30 seconds
             ray.shutdown()
+            if address is not None:
+                raise ValueError(f"--address {address}: Ray cannot be reached ({_last_line(error)}).") from error
             if attempt == STARTS:
                 raise OSError(f"Ray does not start on this machine ({_last_line(error)})") from error
-
-
-def _connect(address: str) -> None:
-    try:
-        ray.init(address, **QUIET)
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"--address {address}: Ray cannot be reached ({_last_line(error)}).") from error
 
 
 def plan_pool(device: str | None, num_workers: int | None, num_threads: int | None) -> Pool:
@@ -144,7 +138,8 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
         compute=ActorPoolStrategy(size=min(pool.num_workers, len(shards)), max_tasks_in_flight_per_actor=2),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        fn_constructor_kwargs={"task": task, "words": words},
+        runtime_env={"env_vars": {"GLIBC_TUNABLES": KEEP_MEMORY}},
+        fn_constructor_kwargs={"task": replace(task, num_threads=pool.cpus), "words": words},
     )
     try:
         for row in reports.iter_rows():
@@ -155,8 +150,6 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
 
 def run_job(task: Task, words: Words, pool: Pool, num_shards: int) -> Iterator[ShardReport]:
     """The reports of all shards that have no file yet; after a fatal one nothing more is done. Raises as above."""
-    network_threads = pool.cpus if pool.gpus == 0 else None
-    task = replace(task, num_threads=pool.cpus, network_threads=network_threads)
     for window in task.folder.missing_shards(num_shards):
         for report in run_shards(task, words, pool, window):
             yield report
@@ -166,15 +159,9 @@ def run_job(task: Task, words: Words, pool: Pool, num_shards: int) -> Iterator[S
 
 def job_facts(task: Task, words: Words, **more: Any) -> dict[str, Any]:
     """What makes a job another job."""
-    return {
-        **more,
-        "source": task.source,
-        "model": task.facts["model"],
-        "labels": words.classes,
-        "stuff_ids": words.stuff_ids,
-        "distractors": words.distractors,
-        "options": task.options,
-    }
+    asked = {"source": task.source, "model": task.facts["model"], "options": task.options}
+    told = {"labels": words.classes, "stuff_ids": words.stuff_ids, "distractors": words.distractors}
+    return {**more, **asked, **told}
 
 
 def _last_line(error: Exception) -> str:

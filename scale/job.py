@@ -114,9 +114,8 @@ class JobFolder:
 
     def _write_shards(self, shards: Iterable[dict[str, Any]]) -> int:
         count = 0
-        for shard in shards:
-            self._write_json(self._shard_path(count), shard)
-            count += 1
+        for count, shard in enumerate(shards, start=1):
+            self._write_json(self._shard_path(count - 1), shard)
         if not count:
             raise ValueError("SOURCE holds no picture: no picture, Parquet or tar file by its ending.")
         return count

@@ -4,14 +4,15 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
+from PIL import Image
 from pyarrow.fs import FileSelector
-from pycocotools import mask as coco_mask
 
+from maftplus.masks_maftplus import read_masks
 from maftplus.pictures.segments import Segment
+from maftplus.reading_maftplus import read_picture
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import decode, read_shard
 
@@ -29,20 +30,11 @@ class Results:
 
     def __init__(self, folder: str):
         self.folder = JobFolder(folder)
-        facts = self.folder.read_facts()
-        if facts is None:
+        self.facts = self.folder.read_facts()
+        if self.facts is None:
             raise ValueError(f"{folder}: there is no job here (no _job/job.json); `maftplus batch` makes one.")
-        self.facts = facts
-
-    @property
-    def classes(self) -> list[list[str]]:
-        """Synonyms of every class."""
-        return self.facts["labels"]
-
-    @property
-    def stuff_ids(self) -> list[int]:
-        """Indices of stuff."""
-        return self.facts["stuff_ids"]
+        self.classes: list[list[str]] = self.facts["labels"]  # synonyms of every class
+        self.stuff_ids: list[int] = self.facts["stuff_ids"]
 
     @property
     def arrow(self) -> pa_dataset.Dataset:
@@ -53,16 +45,11 @@ class Results:
         return self.arrow.count_rows()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for table in self.tables():
+        for _, table in self.tables():
             yield from table.to_pylist()
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """A table a shard, in the order of the shards."""
-        for _, table in self.numbered_tables(columns):
-            yield table
-
-    def numbered_tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-        """Each with the number of its shard."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
+        """A table a shard with the shard's number, in the order of the shards."""
         for path in self._paths():
             number = int(posixpath.basename(path).removeprefix("shard-").removesuffix(".parquet"))
             with self.folder.system.open_input_file(path) as file:
@@ -83,25 +70,21 @@ class Results:
         return Dataset.from_generator(self.__iter__)
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
-        """The segments of a row with their masks."""
+        """The segments of a row with their masks; none of a row with an error."""
+        if not row["segments"]:
+            return []
+        masks = read_masks([one["rle"] for one in row["segments"]], (row["height"], row["width"]))
         return [
-            Segment(
-                id=number,
-                label=one["label"],
-                label_id=one["label_id"],
-                isthing=one["label_id"] not in self.stuff_ids,
-                score=one["score"],
-                mask=decode_mask(one["rle"]),
-            )
-            for number, one in enumerate(row["segments"], start=1)
+            Segment(number, one["label"], one["label_id"], one["label_id"] not in self.stuff_ids, one["score"], mask)
+            for number, (one, mask) in enumerate(zip(row["segments"], masks), start=1)
         ]
 
-    def pictures(self, shard: int, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-        """Pictures of a shard from their source, by key. Raises OSError, ValueError as `read_shard`."""
-        wanted = set(keys)
+    def picture(self, shard: int, key: str) -> Image.Image:
+        """A picture from the source. Raises OSError, ValueError as `read_shard` and if it is there no more."""
         for item in read_shard(self.facts["source"], self.folder.read_shard(shard)):
-            if item.key in wanted:
-                yield item.key, decode(item.key, item.read())
+            if item.key == key:
+                return read_picture(decode(key, item.read()))
+        raise ValueError(f"{key!r} is no longer in the source.")
 
     def missing_shards(self) -> list[int]:
         """Shards without a file, while a job runs or after it failed."""
@@ -126,9 +109,4 @@ def read_results(folder: str) -> Results:
     return Results(folder)
 
 
-def decode_mask(rle: dict[str, Any]) -> np.ndarray:
-    """COCO's run lengths -> (height, width) bool."""
-    return coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
-
-
-__all__ = ["Results", "decode_mask", "read_results"]
+__all__ = ["Results", "read_results"]

@@ -10,8 +10,10 @@ import functools
 import posixpath
 import re
 import tarfile
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from maftplus.reading_maftplus import fetch_bytes, is_url
 from maftplus.scale.addresses import is_remote, open_address, read_bytes, walk_files
 
 PARQUET, TAR = (".parquet", ".pq"), (".tar",)
+PICTURE_TYPES = (r"struct<.*bytes: ", r"(large_)?binary", r"(large_)?string")  # of a column, the best first
 WILDCARDS = re.compile(r"[*?\[]")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 DATASETS_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")  # that `save_to_disk` leaves
@@ -134,17 +137,22 @@ def _parquet_shards(
     system: FileSystem, root: str, name: str, shard_size: int, column: str | None
 ) -> Iterator[dict[str, Any]]:
     """Spans of rows. A file that cannot be read is one shard, whose turn will tell what is wrong with it."""
+    shard = {"kind": "parquet", "root": root, "name": name, "start": 0, "stop": None, "column": column}
     try:
         with system.open_input_file(posixpath.join(root, name)) as file:
             table = pq.ParquetFile(file)
             num_rows, schema = table.metadata.num_rows, table.schema_arrow
     except (OSError, pa.ArrowInvalid):
-        yield {"kind": "parquet", "root": root, "name": name, "start": 0, "stop": None, "column": column}
+        yield shard
         return
-    column = _picture_column(schema, column, name)
+    shard["column"] = _picture_column(schema, column, name)
+    for span in _spans(num_rows, shard_size):
+        yield {**shard, **span}
+
+
+def _spans(num_rows: int, shard_size: int) -> Iterator[dict[str, int]]:
     for start in range(0, num_rows, shard_size):
-        stop = min(start + shard_size, num_rows)
-        yield {"kind": "parquet", "root": root, "name": name, "start": start, "stop": stop, "column": column}
+        yield {"start": start, "stop": min(start + shard_size, num_rows)}
 
 
 def _picture_column(schema: pa.Schema, column: str | None, name: str) -> str:
@@ -153,47 +161,27 @@ def _picture_column(schema: pa.Schema, column: str | None, name: str) -> str:
         if column not in schema.names:
             raise ValueError(f"{name}: no column {column!r}; there are {', '.join(schema.names)}.")
         return column
-    for fits in (_is_pair, _is_binary, _is_text):
+    for kind in PICTURE_TYPES:
         for field in schema:
-            if fits(field.type):
+            if re.match(kind, str(field.type)):
                 return field.name
     raise ValueError(f"{name}: no column of pictures (bytes or paths); there are {', '.join(schema.names)}.")
 
 
-def _is_pair(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def _read_parquet(system: FileSystem, shard: dict[str, Any]) -> Iterator[Item]:
-    with system.open_input_file(posixpath.join(shard["root"], shard["name"])) as file:
+    path, start = posixpath.join(shard["root"], shard["name"]), shard["start"]
+    with system.open_input_file(path) as file:
         table = pq.ParquetFile(file)
         column = _picture_column(table.schema_arrow, shard["column"], shard["name"])
         stop = table.metadata.num_rows if shard["stop"] is None else shard["stop"]
-        row, groups = 0, []
-        for index in range(table.num_row_groups):
-            end = row + table.metadata.row_group(index).num_rows
-            if end > shard["start"] and row < stop:
-                groups.append((index, row))
-            row = end
-        for index, row in groups:
-            for batch in table.iter_batches(batch_size=32, row_groups=[index], columns=[column]):
-                for value in batch.column(0):
-                    if shard["start"] <= row < stop:
-                        yield Item(f"{shard['name']}#{row}", _reader(system, shard["root"], shard["name"], value))
-                    row += 1
-
-
-def _reader(system: FileSystem, root: str, name: str, value: pa.Scalar) -> Callable[[], bytes]:
-    folder = posixpath.dirname(posixpath.join(root, name))
-    return functools.partial(_cell_bytes, value.as_py(), system, folder)
+        ends = list(accumulate(table.metadata.row_group(index).num_rows for index in range(table.num_row_groups)))
+        first = bisect_right(ends, start)
+        groups, before = range(len(ends))[first : bisect_left(ends, stop) + 1], ends[first - 1] if first else 0
+        batches = table.iter_batches(batch_size=32, row_groups=list(groups), columns=[column])
+        values = (value for batch in batches for value in batch.column(0))
+        for row, value in islice(enumerate(values, before), start - before, stop - before):
+            read = functools.partial(_cell_bytes, value.as_py(), system, posixpath.dirname(path))
+            yield Item(f"{shard['name']}#{row}", read)
 
 
 def _cell_bytes(value: Any, system: FileSystem, folder: str) -> bytes:
@@ -244,9 +232,8 @@ def _open_data_set(source: str) -> dict[str, Any]:
 def _data_set_shards(source: str, shard_size: int, column: str | None) -> Iterator[dict[str, Any]]:
     for split, rows in _open_data_set(source).items():
         chosen = _picture_column(rows.features.arrow_schema, column, f"{source}, {split}")
-        for start in range(0, len(rows), shard_size):
-            stop = min(start + shard_size, len(rows))
-            yield {"kind": "data set", "split": split, "start": start, "stop": stop, "column": chosen}
+        for span in _spans(len(rows), shard_size):
+            yield {"kind": "data set", "split": split, "column": chosen, **span}
 
 
 def _read_data_set(source: str, shard: dict[str, Any]) -> Iterator[Item]:

@@ -14,7 +14,6 @@ from PIL import Image
 from maftplus.pictures.coco import CocoDocument
 from maftplus.pictures.overlay import overlay_image
 from maftplus.pictures.report import Report
-from maftplus.reading_maftplus import read_picture
 from maftplus.scale.results import Results
 
 BINS = 10  # of the scores' histogram
@@ -28,7 +27,7 @@ class Summary:
     Figures of a job.
 
     Args:
-        by_word: Segments of every word that was found, and the pictures it was found in.
+        segments, pictures: Of every word that was found, how many, and in how many.
         scores: Segments by score, in tenths.
         errors: Pictures by kind of error.
         sheets: Which pictures to show, by name of the sheet: shard, key and score.
@@ -36,7 +35,8 @@ class Summary:
 
     num_pictures: int = 0
     num_empty: int = 0
-    by_word: dict[str, Counter] = field(default_factory=lambda: {"segments": Counter(), "pictures": Counter()})
+    segments: Counter = field(default_factory=Counter)
+    pictures: Counter = field(default_factory=Counter)
     scores: Counter = field(default_factory=Counter)
     errors: Counter = field(default_factory=Counter)
     sheets: dict[str, list[tuple[float, int, str]]] = field(default_factory=dict)
@@ -45,11 +45,11 @@ class Summary:
 def summarise(results: Results, seed: int = 0) -> Summary:
     """Read all rows, a shard at a time; memory grows with the words, not with the pictures."""
     summary, chosen = Summary(), _Choice(seed)
-    for shard, table in results.numbered_tables(COLUMNS):
-        for row in table.to_pylist():
+    for shard, table in results.tables(COLUMNS):
+        rows = table.to_pylist()
+        for row in rows:
             _count(summary, row)
-            if row["error"] is None:
-                chosen.offer(shard, row)
+        chosen.offer([(_mean_score(row["segments"]), shard, row["key"]) for row in rows if row["error"] is None])
     summary.sheets = chosen.sheets()
     return summary
 
@@ -59,11 +59,11 @@ def _count(summary: Summary, row: dict[str, Any]) -> None:
     if row["error"] is not None:
         summary.errors[error_kind(row["error"])] += 1
         return
-    segments = row["segments"]
-    summary.num_empty += not segments
-    summary.by_word["segments"].update(one["label"] for one in segments)
-    summary.by_word["pictures"].update({one["label"] for one in segments})
-    scores = [one["score"] for one in segments if one["score"] is not None]
+    words = [one["label"] for one in row["segments"]]
+    scores = [one["score"] for one in row["segments"] if one["score"] is not None]
+    summary.num_empty += not words
+    summary.segments.update(words)
+    summary.pictures.update(set(words))
     summary.scores.update(min(int(score * BINS), BINS - 1) for score in scores)
 
 
@@ -73,39 +73,23 @@ def error_kind(error: str) -> str:
 
 
 class _Choice:
-    """Random, best and most doubtful pictures out of any number, by the mean score of their area."""
+    """Random, best and most doubtful pictures out of any number, as (score, shard, key)."""
 
     def __init__(self, seed: int):
         self._random = random.Random(seed)
-        self._count, self._sample = 0, []
-        self._best, self._worst = [], []
+        self._sample, self._best, self._worst = [], [], []
 
-    def offer(self, shard: int, row: dict[str, Any]) -> None:
-        score = _mean_score(row["segments"])
-        self._offer_sample((score, shard, row["key"]))
-        if score is None:
-            return
-        _keep(self._best, (score, shard, row["key"]))
-        _keep(self._worst, (-score, shard, row["key"]))
-
-    def _offer_sample(self, entry: tuple) -> None:
-        """Every picture is as likely as every other one, however many come."""
-        self._count += 1
-        if len(self._sample) < SHOWN:
-            self._sample.append(entry)
-        elif (place := self._random.randrange(self._count)) < SHOWN:
-            self._sample[place] = entry
+    def offer(self, entries: list[tuple[float | None, int, str]]) -> None:
+        """The pictures of a shard; a score is the mean one of the picture's area, `None` where there is none."""
+        tagged = [(self._random.random(), *entry) for entry in entries]
+        self._sample = heapq.nlargest(SHOWN, self._sample + tagged, key=lambda entry: entry[0])
+        scored = [entry for entry in entries if entry[0] is not None]
+        self._best = heapq.nlargest(SHOWN, self._best + scored)
+        self._worst = heapq.nsmallest(SHOWN, self._worst + scored)
 
     def sheets(self) -> dict[str, list[tuple]]:
-        doubtful = [(-score, shard, key) for score, shard, key in sorted(self._worst, reverse=True)]
-        return {"Random": self._sample, "Best": sorted(self._best, reverse=True), "Doubtful": doubtful}
-
-
-def _keep(heap: list[tuple], entry: tuple) -> None:
-    if len(heap) < SHOWN:
-        heapq.heappush(heap, entry)
-    else:
-        heapq.heappushpop(heap, entry)
+        sample = [entry for _, *entry in self._sample]
+        return {"Random": sample, "Best": self._best, "Doubtful": self._worst}
 
 
 def _mean_score(segments: Sequence[dict[str, Any]]) -> float | None:
@@ -131,9 +115,8 @@ def make_report(results: Results) -> Report:
             "options": ", ".join(f"{name} {value}" for name, value in facts["options"].items()),
         },
     )
-    segments, pictures = summary.by_word["segments"], summary.by_word["pictures"]
-    rows = [[word, count, pictures[word]] for word, count in segments.most_common()]
-    report.add_table("Words", ["word", "segments", "pictures"], rows, note=_not_found(results, segments))
+    rows = [[word, count, summary.pictures[word]] for word, count in summary.segments.most_common()]
+    report.add_table("Words", ["word", "segments", "pictures"], rows, note=_not_found(results, summary.segments))
     bins = {f"{low / BINS:.1f} to {(low + 1) / BINS:.1f}": summary.scores[low] for low in range(BINS)}
     report.add_bars("Scores of segments", bins if summary.scores else {})
     report.add_bars("Errors", dict(summary.errors.most_common()))
@@ -154,8 +137,7 @@ def _draw_sheet(
     for score, shard, key in entries:
         row = results.row(shard, key)
         try:
-            ((_, picture),) = results.pictures(shard, [key])
-            picture = read_picture(picture)
+            picture = results.picture(shard, key)
         except (OSError, ValueError) as error:  # the source may have moved since
             yield f"{key}: {error}", Image.new("RGB", (16, 9), "white")
             continue

@@ -4,14 +4,16 @@ Decoded pictures stay on the machine of the network: they are many times the byt
 results are smaller again, so only names, files and results travel.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import tarfile
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -24,34 +26,34 @@ from transformers.utils import ModelOutput
 
 from maftplus.pictures.coco import run_lengths
 from maftplus.pictures.segments import Segment, segments_from_pipeline
-from maftplus.pipeline_maftplus import KEPT_OUTPUTS, MaftPlusSegmentationPipeline
-from maftplus.reading_maftplus import read_picture
+from maftplus.pipeline_maftplus import MaftPlusSegmentationPipeline
 from maftplus.scale.job import JobFolder
 from maftplus.scale.sources import Item, decode, read_shard
 
 MOST_DEATHS = 5  # of workers over one shard
 NO_SETTINGS = ("_name_or_path", "dtype", "transformers_version")  # of a configuration
 STAGES = ("read", "decode", "network", "postprocess", "write")
+RUN_LENGTHS = pa.struct({"size": pa.list_(pa.int32(), 2), "counts": pa.string()})
 SEGMENT = pa.struct(
-    [
-        ("label", pa.string()),
-        ("label_id", pa.int32()),
-        ("score", pa.float32()),
-        ("area", pa.int64()),
-        ("bbox", pa.list_(pa.int32(), 4)),
-        ("rle", pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])),
-    ]
+    {
+        "label": pa.string(),
+        "label_id": pa.int32(),
+        "score": pa.float32(),
+        "area": pa.int64(),
+        "bbox": pa.list_(pa.int32(), 4),
+        "rle": RUN_LENGTHS,
+    }
 )
 SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("segments", pa.list_(SEGMENT)),
-        ("error", pa.string()),
-        ("model", pa.string()),
-        ("options", pa.string()),
-    ]
+    {
+        "key": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "segments": pa.list_(SEGMENT),
+        "error": pa.string(),
+        "model": pa.string(),
+        "options": pa.string(),
+    }
 )
 
 
@@ -85,8 +87,7 @@ class Task:
         options: Of the pipeline's post-processing: `subtask`, thresholds.
         facts: `model` and `options` of every row.
         batch_size: Most pictures a step of the network; they share one padded size.
-        num_threads: That read, decode and post-process.
-        network_threads: Threads of the network's arithmetic on a CPU; `None`: torch's choice.
+        num_threads: That read, decode and post-process, and on a CPU as many of the network's.
     """
 
     source: str
@@ -96,7 +97,6 @@ class Task:
     facts: dict[str, str]
     batch_size: int = 1
     num_threads: int = 2
-    network_threads: int | None = None
 
 
 @dataclass
@@ -122,12 +122,13 @@ class ShardWorker:
     """
 
     def __init__(self, task: Task, words: Words):
-        if task.network_threads is not None:
-            torch.set_num_threads(task.network_threads)
         self.task, self.words, self.pipe = task, words, task.load()
         device = self.pipe.device
+        if device.type == "cpu":
+            torch.set_num_threads(task.num_threads)
         self.vocabulary = {name: value.to(device) for name, value in words.vocabulary.items()}
         self.pool = ThreadPoolExecutor(task.num_threads)
+        self.clock = _Clock()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """One shard's number -> its report, as Ray Data passes them."""
@@ -137,7 +138,8 @@ class ShardWorker:
 
     def run(self, shard: int) -> ShardReport:
         """Segment a shard and write its file. Nothing is raised for what a source or a disk can do."""
-        report = ShardReport(shard, seconds=dict.fromkeys(STAGES, 0.0))
+        self.clock = _Clock()
+        report = ShardReport(shard, seconds=self.clock.seconds)
         try:
             if self.task.folder.count_begun(shard) >= MOST_DEATHS:
                 report.failure = f"given up: the worker died over it {MOST_DEATHS} times"
@@ -151,153 +153,116 @@ class ShardWorker:
     def _do(self, shard: int, report: ShardReport) -> None:
         """Raises OSError if the results cannot be written."""
         try:
-            items = read_shard(self.task.source, self.task.folder.read_shard(shard))
-            rows = self.segment(items, report.seconds)
+            rows = self.segment(read_shard(self.task.source, self.task.folder.read_shard(shard)))
         except (OSError, ValueError, tarfile.TarError) as error:
             report.failure = f"cannot be read ({_reason(error)})"
             return
         report.num_pictures, report.num_errors = len(rows), sum(row["error"] is not None for row in rows)
-        clock = _Clock("write")
-        report.num_bytes = self.task.folder.write_result(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
-        clock.lap("write")
-        _add(report.seconds, clock.seconds)
+        with self.clock.measure("write"):
+            report.num_bytes = self.task.folder.write_result(shard, pa.Table.from_pylist(rows, schema=SCHEMA))
 
-    def segment(self, items: Iterator[Item], seconds: dict[str, float]) -> list[dict[str, Any]]:
-        """A row a picture, in the order of `items`; adds to the seconds by stage."""
-        rows: dict[int, dict[str, Any]] = {}
-        waiting: deque[Future] = deque()
-        for batch in self._batches(items, rows, seconds):
-            waiting.extend(self._run_network(batch, rows, seconds))
+    def segment(self, items: Iterator[Item]) -> list[dict[str, Any]]:
+        """A row a picture, in the order of `items`."""
+        rows, waiting = [], deque()
+        for batch in self._batches(self._pictures(items)):
+            waiting.extend(self.pool.submit(self._finish, *result) for result in self._run_network(batch))
             while len(waiting) > 2 * self.task.batch_size:
-                _collect(waiting.popleft(), rows, seconds)
-        while waiting:
-            _collect(waiting.popleft(), rows, seconds)
-        return [rows[index] for index in sorted(rows)]
+                rows.append(waiting.popleft().result())
+        rows += [future.result() for future in waiting]
+        return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
-    def _batches(
-        self, items: Iterator[Item], rows: dict[int, dict[str, Any]], seconds: dict[str, float]
-    ) -> Iterator[list["_Decoded"]]:
-        """Pictures of one padded size, as many as fit or are at hand; those that are broken become rows."""
-        size, groups = self.task.batch_size, {}
-        for decoded in self._decoded(items):
-            _add(seconds, decoded.seconds)
-            if decoded.inputs is None:
-                rows[decoded.index] = self._row(decoded, [], decoded.error)
-                continue
-            shape = decoded.inputs["pixel_values"].shape
-            group = groups.setdefault(shape, [])
-            group.append(decoded)
-            if len(group) == size:
-                yield groups.pop(shape)
-            elif sum(map(len, groups.values())) >= 4 * size:  # many sizes: the network must not wait for equals
-                yield groups.pop(max(groups, key=lambda shape: len(groups[shape])))
-        yield from groups.values()
-
-    def _decoded(self, items: Iterator[Item]) -> Iterator["_Decoded"]:
+    def _pictures(self, items: Iterator[Item]) -> Iterator["_Picture"]:
         """Pictures in order, read ahead by threads."""
-        ahead = 2 * self.task.batch_size + self.task.num_threads
-        jobs = (self.pool.submit(self._decode, index, item) for index, item in enumerate(items))
-        futures = deque(islice(jobs, ahead))
+        jobs = (self.pool.submit(self._read, index, item) for index, item in enumerate(items))
+        futures = deque(islice(jobs, 2 * self.task.batch_size + self.task.num_threads))
         while futures:
             yield futures.popleft().result()
             futures.extend(islice(jobs, 1))
 
-    def _decode(self, index: int, item: Item) -> "_Decoded":
+    def _read(self, index: int, item: Item) -> "_Picture":
         """Whatever is wrong with one picture stays with it; decoders raise whatever they like."""
-        clock = _Clock("read", "decode")
-        decoded = _Decoded(index, item.key, clock.seconds)
         try:
-            content = item.read()
-            clock.lap("read")
-            picture = read_picture(decode(item.key, content))
-            decoded.size = (picture.height, picture.width)
-            decoded.inputs = dict(self.pipe.processor(images=picture, return_tensors="pt"))
+            with self.clock.measure("read"):
+                content = item.read()
+            with self.clock.measure("decode"):
+                return _Picture(index, item.key, self.pipe.preprocess(decode(item.key, content)))
         except Exception as error:
-            decoded.error = _reason(error)
-        clock.lap("decode")
-        return decoded
+            return _Picture(index, item.key, error=_reason(error))
 
-    def _run_network(
-        self, batch: list["_Decoded"], rows: dict[int, dict[str, Any]], seconds: dict[str, float]
-    ) -> list[Future]:
+    def _batches(self, pictures: Iterable["_Picture"]) -> Iterator[list["_Picture"]]:
+        """Pictures of one padded size, as many as fit or are at hand; one that is broken alone."""
+        size, groups = self.task.batch_size, defaultdict(list)
+        for picture in pictures:
+            if picture.error is not None:
+                yield [picture]
+                continue
+            group = groups[picture.inputs["inputs"]["pixel_values"].shape]
+            group.append(picture)
+            # With many sizes the network must not wait for equals.
+            if len(group) == size or sum(map(len, groups.values())) >= 4 * size:
+                yield groups.pop(max(groups, key=lambda shape: len(groups[shape])))
+        yield from groups.values()
+
+    def _run_network(self, batch: list["_Picture"]) -> list[tuple["_Picture", dict[str, Tensor] | None]]:
         """One picture must not take its batch with it: after an error each goes alone."""
-        clock = _Clock("network")
+        if batch[0].error is not None:
+            return [(batch[0], None)]
         try:
-            outputs = self._forward(batch)
+            with self.clock.measure("network"):
+                return list(zip(batch, self._forward(batch)))
         except (RuntimeError, ValueError) as error:
-            if len(batch) == 1:
-                rows[batch[0].index] = self._row(batch[0], [], _reason(error))
-                return []
-            return [future for one in batch for future in self._run_network([one], rows, seconds)]
-        clock.lap("network")
-        _add(seconds, clock.seconds)
-        return [self.pool.submit(self._finish, one, outputs_of_one) for one, outputs_of_one in zip(batch, outputs)]
+            if len(batch) > 1:
+                return [result for picture in batch for result in self._run_network([picture])]
+            batch[0].error = _reason(error)
+            return [(batch[0], None)]
 
     @torch.inference_mode()
-    def _forward(self, batch: list["_Decoded"]) -> list[dict[str, Tensor]]:
-        """The outputs of each picture, with a batch axis of one, on the CPU: as the pipeline hands them on."""
-        inputs = {
-            name: torch.cat([one.inputs[name] for one in batch]).to(self.pipe.device, non_blocking=True)
-            for name in ("pixel_values", "pixel_mask")
-        }
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.pipe.model.dtype)
-        outputs = self.pipe.model(**inputs, **self.vocabulary)
-        kept = {name: torch.as_tensor(outputs[name]).cpu() for name in KEPT_OUTPUTS}
-        kept["target_sizes"] = torch.tensor([one.size for one in batch])
-        return [{name: value[index : index + 1] for name, value in kept.items()} for index in range(len(batch))]
+    def _forward(self, batch: list["_Picture"]) -> list[dict[str, Tensor]]:
+        """The outputs of each picture on the CPU, as the pipeline hands them on."""
+        results = self.pipe.segment([picture.inputs for picture in batch], self.vocabulary)
+        return [{name: value[None].cpu() for name, value in outputs.items()} for outputs in results]
 
     @torch.inference_mode()
-    def _finish(self, decoded: "_Decoded", outputs: dict[str, Tensor]) -> tuple[int, dict[str, Any], dict[str, float]]:
-        """A picture's outputs -> its row."""
-        clock = _Clock("postprocess")
-        classes, stuff_ids = self.words.classes, self.words.stuff_ids
-        stuff = [classes[index] for index in stuff_ids]
+    def _finish(self, picture: "_Picture", outputs: dict[str, Tensor] | None) -> tuple[int, dict[str, Any]]:
+        """A picture's place and its row."""
+        segments, classes = [], self.words.classes
         try:
-            result = self.pipe.postprocess(ModelOutput(outputs), classes, stuff, **self.task.options)
-            row = self._row(decoded, [_as_struct(one) for one in segments_from_pipeline(result, stuff_ids)])
+            if outputs is not None:
+                with self.clock.measure("postprocess"):
+                    stuff = [classes[index] for index in self.words.stuff_ids]
+                    found = self.pipe.postprocess(ModelOutput(outputs), classes, stuff, **self.task.options)
+                    segments = [_as_struct(one) for one in segments_from_pipeline(found)]
         except (RuntimeError, ValueError) as error:
-            row = self._row(decoded, [], _reason(error))
-        clock.lap("postprocess")
-        return decoded.index, row, clock.seconds
-
-    def _row(self, decoded: "_Decoded", segments: list[dict[str, Any]], error: str | None = None) -> dict[str, Any]:
-        height, width = decoded.size
-        facts = {"key": decoded.key, "height": height, "width": width, "segments": segments, "error": error}
-        return {**facts, **self.task.facts}
+            picture.error = _reason(error)
+        height, width = (None, None) if picture.inputs is None else picture.inputs["target_size"]
+        row = {"key": picture.key, "height": height, "width": width, "segments": segments, "error": picture.error}
+        return picture.index, {**row, **self.task.facts}
 
 
 @dataclass
-class _Decoded:
-    """A picture on its way: its size, and what the network takes or what is wrong with it."""
+class _Picture:
+    """A picture on its way: its place, and what the network takes or what is wrong with it."""
 
     index: int
     key: str
-    seconds: dict[str, float]
-    size: tuple[int | None, int | None] = (None, None)
-    inputs: dict[str, Tensor] | None = None
+    inputs: dict[str, Any] | None = None  # as the pipeline's `preprocess` gives them
     error: str | None = None
 
 
 class _Clock:
-    """Processor seconds of this thread, by stage."""
+    """Processor seconds by stage, of any threads."""
 
-    def __init__(self, *stages: str):
-        self.seconds, self._last = dict.fromkeys(stages, 0.0), time.thread_time()
+    def __init__(self):
+        self.seconds, self._lock = dict.fromkeys(STAGES, 0.0), threading.Lock()
 
-    def lap(self, stage: str) -> None:
-        now = time.thread_time()
-        self.seconds[stage] += now - self._last
-        self._last = now
-
-
-def _add(seconds: dict[str, float], more: dict[str, float]) -> None:
-    for name, value in more.items():
-        seconds[name] += value
-
-
-def _collect(future: Future, rows: dict[int, dict[str, Any]], seconds: dict[str, float]) -> None:
-    index, rows[index], more = future.result()
-    _add(seconds, more)
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        started = time.thread_time()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.thread_time() - started
 
 
 def _as_struct(segment: Segment) -> dict[str, Any]:

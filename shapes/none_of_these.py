@@ -69,7 +69,7 @@ class Questioner:
         inputs = self.processor(images=scene.image, return_tensors="pt")
         picture = self.model.encode_picture(**inputs)
         present = sorted({segment["category_id"] for segment in scene.segments_info})
-        absent = {name: _absent_ids(scene, shares) for name, shares in (("other", False), ("same", True))}
+        absent = {name: absent_ids(scene, shares) for name, shares in (("other", False), ("same", True))}
         mixed = sorted({*present, *absent["other"][: NUM_ABSENT // 2], *absent["same"][: NUM_ABSENT // 2]})
         for with_distractors in (False, True):
             for name, labels in absent.items():
@@ -124,7 +124,8 @@ def choose_classes(vocabulary: dict[str, Tensor], class_ids: Sequence[int]) -> d
     }
 
 
-def _absent_ids(scene: Scene, shares_a_colour: bool) -> list[int]:
+def absent_ids(scene: Scene, shares_a_colour: bool) -> list[int]:
+    """Up to four of `absent_things`, as ids."""
     return [CLASS_NAMES.index(name) for name in absent_things(scene, shares_a_colour)[:NUM_ABSENT]]
 
 

@@ -409,6 +409,20 @@ def test_score_maps_agree_with_the_semantic_result(pipe):
         assert (maps.argmax(0)[is_here] == segment["label_id"]).all()
 
 
+def test_averaged_with_its_mirror_image_a_picture_and_its_mirror_image_get_the_same(pipe):
+    straight = picture(64, 32)
+    mirrored = straight.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    options = {"candidate_labels": LABELS, "subtask": "semantic", "return_score_maps": True, "batch_size": 2}
+
+    def maps(**others):
+        first, second = pipe([straight, mirrored], **options, **others)
+        return first["score_maps"], second["score_maps"].flip(-1)
+
+    torch.testing.assert_close(*maps(flip_average=True), atol=1e-4, rtol=0)
+    first, second = maps()
+    assert (first - second).abs().max() > 1e-3
+
+
 def test_score_maps_leave_distractors_out_and_their_share_too(pipe):
     options = {"subtask": "panoptic", "return_score_maps": True}
     with_others = pipe(picture(), candidate_labels=["cat"], distractor_labels=["dog", "tree"], **options)
@@ -435,6 +449,11 @@ def test_encoded_pictures_and_others_make_one_batch(pipe):
     mixed = [picture(), pipe.encode(picture(96, 40, seed=1)), picture(30, 60, seed=2)]
     results = pipe(mixed, batch_size=3, **options)
     assert [result[0]["mask"].size for result in results] == [(70, 50), (96, 40), (30, 60)]
+
+
+def test_an_encoded_picture_has_no_mirror_image(pipe):
+    with pytest.raises(ValueError, match="`flip_average` needs the picture itself"):
+        pipe(pipe.encode(picture()), candidate_labels=LABELS, subtask="semantic", flip_average=True)
 
 
 def test_an_encoded_picture_of_another_model_is_refused(pipe):
@@ -487,6 +506,7 @@ def test_templates_and_training_classes_are_arguments_of_a_call():
         ({"candidate_labels": ["cat"], "min_margin": 2}, "`min_margin` must lie"),
         ({"candidate_labels": ["cat"], "min_margin": 0.5, "subtask": "semantic"}, "`min_margin` has no effect"),
         ({"candidate_labels": ["cat"], "templates": ["no place"]}, "has no `{}`"),
+        ({"candidate_labels": ["cat"], "flip_average": True}, "`flip_average` averages class maps"),
         ({"candidate_labels": ["cat"], "training_classes": ["cat", "cat"]}, "repeats"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 from transformers import ImageSegmentationPipeline
+from transformers.utils import ModelOutput
 
 from maftplus import postprocessing_maftplus, predictions_maftplus
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
@@ -116,6 +117,18 @@ def test_a_class_that_is_best_nowhere_at_the_input_can_win_between_its_pixels():
     between = PROCESSOR.post_process_semantic_segmentation(outputs, [(1, 40)])[0]
     assert set(between.flatten().tolist()) == {0, 1, 2}
     assert_same_labels(between, held_class_maps(outputs, (1, 40)))
+
+
+def test_class_maps_are_averaged_with_those_of_the_mirror_image():
+    left_half = torch.tensor([[[[50.0, -50.0]]]])  # of the picture, and of its mirror image
+    sizes = {"unpadded_sizes": torch.tensor([[1, 2]]), "padded_sizes": torch.tensor([[1, 2]])}
+    straight = ModelOutput(outputs_of(torch.tensor([[[0.6, 0.2, 0.2]]]).log(), left_half, **sizes).__dict__)
+    mirrored = ModelOutput(outputs_of(torch.tensor([[[0.1, 0.5, 0.4]]]).log(), left_half, **sizes).__dict__)
+    joined = ModelOutput(postprocessing_maftplus.join_mirrored(straight, mirrored))
+    assert_close(joined.class_queries_logits.softmax(-1)[0], torch.tensor([[0.3, 0.1, 0.6], [0.05, 0.25, 0.7]]))
+    found = PROCESSOR.post_process_semantic_segmentation(joined, return_segmentation_scores=True)[0]
+    assert_close(found.segmentation_scores, torch.tensor([[[0.3, 0.05]], [[0.1, 0.25]]]))
+    assert found.segmentation.tolist() == [[0, 1]]
 
 
 def test_without_target_sizes_results_have_the_unpadded_size():

@@ -283,6 +283,20 @@ def test_linear_over_tokens_is_linear_at_any_rank(shape):
     torch.testing.assert_close(linear(tokens), F.linear(tokens, linear.weight, linear.bias), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_linear_over_many_tokens_runs_in_onednn_with_any_number_of_threads(num_threads):
+    linear, tokens, before = MaftPlusLinear(32, 8), torch.randn(2, 512, 32), torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            result = linear(tokens)
+    finally:
+        torch.set_num_threads(before)
+    assert "aten::mkldnn_convolution" in {event.key for event in profile.key_averages()}
+    torch.testing.assert_close(result, F.linear(tokens, linear.weight, linear.bias), atol=1e-5, rtol=1e-5)
+
+
 def test_attention_equals_torch_multihead_attention_and_takes_both_kinds_of_mask():
     torch.manual_seed(0)
     attention, theirs = MaftPlusAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)

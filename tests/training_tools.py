@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from maftplus.image_processing_maftplus import MaftPlusImageProcessorPil
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.data.augmentation import AugmentedDataset, RandomFlip, TrainingCollator
+from maftplus.train.finetuning.lora import add_adapter
 from maftplus.train.processes import process_state
 from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments
 
@@ -62,8 +63,11 @@ def training_model(seed: int = 0, **config) -> MaftPlusForUniversalSegmentation:
     return model
 
 
-def make_trainer(folder: Path | str, model=None, dataset=None, **arguments):
-    """A trainer of `training_model` on `Pictures`, four at a time."""
+def make_trainer(folder: Path | str, model=None, dataset=None, lora: str | None = None, processor=None, **arguments):
+    """A trainer of `training_model`, or of an adapter in it, on `Pictures`, four at a time."""
+    model = training_model() if model is None else model
+    if lora is not None:
+        add_adapter(model, lora)
     defaults = {
         "output_dir": str(folder),
         "max_steps": 2,
@@ -79,10 +83,11 @@ def make_trainer(folder: Path | str, model=None, dataset=None, **arguments):
         "seed": 3,
     }
     return MaftPlusTrainer(
-        model=training_model() if model is None else model,
+        model=model,
         args=MaftPlusTrainingArguments(**{**defaults, **arguments}),
         train_dataset=AugmentedDataset(dataset or Pictures(), [RandomFlip()], seed=3),
         data_collator=TrainingCollator(MaftPlusImageProcessorPil(do_resize=False), len(CLASSES)),
+        processing_class=processor,
     )
 
 

@@ -33,7 +33,25 @@ def _help(text: str, **more: Any) -> dict[str, Any]:
 
 
 @dataclass
-class ModelArguments:
+class LoraArguments:
+    """Whether an adapter trains in place of the model."""
+
+    lora: str | None = field(
+        default=None,
+        metadata=_help(
+            "Train an adapter alone, beside these layers: all, or trunk, segmenter, segmenter-mlp, cdt, text, joined "
+            "by '+'."
+        ),
+    )
+    lora_rank: int = field(default=8, metadata=_help("Width of the adapter's matrices."))
+    lora_alpha: float | None = field(
+        default=None, metadata=_help("The adapter is scaled by this over its rank. Default: twice the rank.")
+    )
+    lora_dropout: float = field(default=0.0, metadata=_help("Dropout of the adapter's input."))
+
+
+@dataclass
+class ModelArguments(LoraArguments):
     """Where the model comes from: folders, names on the Hub or of `maftplus get`. Without any it starts from random
     weights, as `model_config` says."""
 
@@ -146,6 +164,7 @@ class OptionParser(HfArgumentParser):
         """Ours come first, by the class that defines them; argparse itself only groups options as they are added."""
         groups = {
             "model": ModelArguments,
+            "adapter (LoRA)": LoraArguments,
             "data": DataArguments,
             "evaluation": EvaluationArguments,
             "training and losses": MaftPlusTrainingArguments,

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import transformers
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 
 from maftplus.pictures.files import write_atomically
+from maftplus.train.finetuning.lora import base_of_adapter, has_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,7 @@ BODY = """---
 Open-vocabulary segmentation, trained with MAFT / MAFT+ ([arXiv 2310.00240](https://arxiv.org/abs/2310.00240),
 [arXiv 2408.00744](https://arxiv.org/abs/2408.00744)).
 
-```python
-from transformers import pipeline
-
-segmenter = pipeline("image-segmentation", model={name}, trust_remote_code=True)
-segmenter("picture.jpg", candidate_labels={labels}, stuff_labels={stuff})
-```
+{usage}
 
 ## Training
 
@@ -58,6 +55,13 @@ segmenter("picture.jpg", candidate_labels={labels}, stuff_labels={stuff})
 
 {results}
 """
+OF_A_MODEL = """from transformers import pipeline
+
+segmenter = pipeline("image-segmentation", model={name}, trust_remote_code=True)
+segmenter("picture.jpg", candidate_labels={labels}, stuff_labels={stuff})"""
+OF_AN_ADAPTER = """# an adapter (LoRA) alone; its base is {base}
+maftplus segment picture.jpg --model {folder}
+maftplus merge {folder} merged  # an ordinary model folder"""
 
 
 def write_card(
@@ -84,9 +88,7 @@ def write_card(
     card = BODY.format(
         metadata=_metadata(folder.name, metrics, data_args.eval_dataset or data_args.dataset).to_yaml(),
         title=escaped(folder.name),
-        name=json.dumps(folder.name, ensure_ascii=False),
-        labels=json.dumps(list(classes[:SHOWN_CLASSES]) or EXAMPLE_LABELS, ensure_ascii=False),
-        stuff=json.dumps([name for name in classes[:SHOWN_CLASSES] if name in stuff], ensure_ascii=False),
+        usage=_usage(folder.name, trainer.model, classes[:SHOWN_CLASSES], stuff),
         data=data_name,
         num_samples=len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "streamed",
         num_classes=trainer.data_collator.num_classes,
@@ -100,6 +102,18 @@ def write_card(
     )
     write_atomically(folder / CARD, card)
     return [folder / CARD, *([folder / CURVES] if has_curves else [])]
+
+
+def _usage(name: str, model: Any, classes: Sequence[str], stuff: Sequence[str]) -> str:
+    """How to use what was trained, as a block of code."""
+    if has_adapter(model):
+        folder, base = shlex.quote(name), " ".join(str(base_of_adapter(model)).split())
+        return fenced(OF_AN_ADAPTER.format(folder=folder, base=base), "bash")
+    name, labels, stuff = (
+        json.dumps(value, ensure_ascii=False)
+        for value in (name, list(classes) or EXAMPLE_LABELS, [label for label in classes if label in stuff])
+    )
+    return fenced(OF_A_MODEL.format(name=name, labels=labels, stuff=stuff), "python")
 
 
 def escaped(text: str) -> str:

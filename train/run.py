@@ -47,6 +47,7 @@ from maftplus.train.data.augmentation import (
 from maftplus.train.data.sources import is_stream, load_data, load_entry, load_eval_data
 from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, evaluate_data_sets, scalar_figures
 from maftplus.train.evaluation.reports import format_table, write_report
+from maftplus.train.finetuning.lora import add_adapter, describe_adapter, is_adapter, load_adapter
 from maftplus.train.options import (
     DataArguments,
     ModelArguments,
@@ -57,7 +58,7 @@ from maftplus.train.options import (
 )
 from maftplus.train.processes import process_state
 from maftplus.train.publish import push_files, write_card
-from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments, NonFiniteLossError, trainable_parameters
+from maftplus.train.trainer import MaftPlusTrainer, MaftPlusTrainingArguments, NonFiniteLossError, check_trainable
 from maftplus.vocabularies.files import VocabularyFile
 from maftplus.words_maftplus import class_key, find_seen_classes
 
@@ -140,7 +141,8 @@ def _make_room(args: MaftPlusTrainingArguments) -> None:
     """
     folder = Path(args.output_dir)
     old = [path for path in checkpoints_of(folder) if any((path / name).is_file() for name in OF_CHECKPOINTS)]
-    if find_checkpoint(args) is not None or not (old or (folder / "config.json").is_file()):
+    has_model = (folder / "config.json").is_file() or is_adapter(folder)
+    if find_checkpoint(args) is not None or not (old or has_model):
         return
     if not args.overwrite_output_dir:
         raise ValueError(
@@ -196,9 +198,12 @@ def build_trainer(
     processor = build_processor(model_args, data_args)
     model = build_model(model_args)
     if train_data is not None:
-        _require_a_step(train_data, model, args)
+        _require_a_step(train_data, args)
         _add_training_classes(processor, train_data, model_args)
     store_vocabulary(model, processor, data.vocabulary, model_args)
+    if train_data is not None:
+        _put_adapter(model, model_args)
+        check_trainable(model, args.freeze_trunk)
     void = void_value(data)
     if train_data is not None:
         train_data = _augmented(train_data, data_args, void, args.seed)
@@ -214,12 +219,19 @@ def build_trainer(
     )
 
 
-def _require_a_step(data, model: MaftPlusForUniversalSegmentation, args: MaftPlusTrainingArguments) -> None:
-    """Raises ValueError if training would do nothing without a word: too few pictures, or nothing to train."""
-    if not trainable_parameters(model):
-        raise ValueError(
-            "No parameter is reached by a loss; see `mask_aware_weight` and `compensation_weight` of `model_config`."
-        )
+def _put_adapter(model: MaftPlusForUniversalSegmentation, args: ModelArguments) -> None:
+    """The adapter that `--lora` asks for, told on the main process. Raises ValueError without a model to adapt."""
+    if args.lora is None:
+        return
+    if args.model_name_or_path is None:
+        raise ValueError("`lora` adapts a model that is trained already: pass `model_name_or_path`.")
+    add_adapter(model, args.lora, args.lora_rank, args.lora_alpha, args.lora_dropout)
+    if process_state().is_main_process:
+        logger.info("%s", describe_adapter(model))
+
+
+def _require_a_step(data, args: MaftPlusTrainingArguments) -> None:
+    """Raises ValueError if training would do nothing without a word: fewer pictures than a batch."""
     at_once = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and hasattr(data, "__len__") and not is_stream(data) and len(data) < at_once:
         raise ValueError(
@@ -262,7 +274,9 @@ def build_processor(model_args: ModelArguments, data_args: DataArguments) -> Maf
 
 
 def build_model(args: ModelArguments) -> MaftPlusForUniversalSegmentation:
-    """A whole model, or a new one around CLIP (and a proposer), or one with random weights throughout."""
+    """A whole model, or one with its adapter, or a new one around CLIP, or one with random weights throughout."""
+    if args.model_name_or_path is not None and is_adapter(args.model_name_or_path):
+        return load_adapter(args.model_name_or_path, **args.model_config)
     if args.model_name_or_path is not None:
         return MaftPlusForUniversalSegmentation.from_pretrained(args.model_name_or_path, **args.model_config)
     fields = dict(args.model_config)

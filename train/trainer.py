@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, speed_metrics
 from transformers.utils import logging
 
@@ -25,6 +26,16 @@ from maftplus.loss_maftplus import NUM_IMAGES, count_targets
 from maftplus.train.checkpoints import disk_errors, mark_as_whole, remove_oldest
 from maftplus.train.evaluation.counting import panoptic_figures, semantic_figures
 from maftplus.train.evaluation.evaluate import CLIP, IN_VOCABULARY, Evaluation, ModelPredictor, count_predictions
+from maftplus.train.finetuning.lora import (
+    TEXT,
+    adapter_modules,
+    adapts_text,
+    embed_words,
+    has_adapter,
+    load_adapter_weights,
+    remove_adapter,
+    save_adapter,
+)
 from maftplus.train.losses import compensation_loss, distillation_loss
 from maftplus.train.processes import process_state
 
@@ -33,6 +44,7 @@ logger = logging.get_logger(__name__)
 SEMANTIC_KEYS = ("mean_iou", "mean_iou_present", "frequency_weighted_iou", "mean_accuracy", "overall_accuracy")
 SEEN_KEYS = ("seen_mean_iou", "unseen_mean_iou", "harmonic_mean_iou")
 PANOPTIC_KEYS = tuple(f"{key}{ending}" for ending in ("", "_things", "_stuff") for key in ("pq", "sq", "rq"))
+TEXT_PREFIX = f"{TEXT}."
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -50,6 +62,9 @@ class MaftPlusTrainingArguments(TrainingArguments):
     total_train_batch_size: int | None = field(
         default=None,
         metadata={"help": "Pictures a step over all processes; sets `gradient_accumulation_steps`."},
+    )
+    freeze_trunk: bool = field(
+        default=False, metadata={"help": "Leave CLIP's vision trunk as it is: less memory, a faster step."}
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=2e-5, metadata={"help": "Decay of all but norms and embedding layers."})
@@ -87,43 +102,68 @@ class MaftPlusTrainingArguments(TrainingArguments):
             self.gradient_accumulation_steps = self.total_train_batch_size // at_once
 
 
-def trainable_modules(model: nn.Module) -> dict[str, nn.Module]:
+def reached_modules(model: nn.Module, freeze_trunk: bool = False) -> dict[str, nn.Module]:
     """
-    The modules of a `MaftPlusForUniversalSegmentation` that its losses train, by name in `model`.
+    The modules of a `MaftPlusForUniversalSegmentation` that its losses reach and that may train, by name in `model`.
 
-    MAFT+ and FC-CLIP: segmenter and void embedding, CDT where there is one; the vision trunk as long as a loss reaches
-    it (mask-aware or compensation). MAFT: attention and LayerNorms of every ViT layer and the final norm.
-    The text tower, the projections and CLIP's logit scale never train.
+    MAFT+ and FC-CLIP: segmenter and void embedding; CDT where there is one and the mask-aware loss reads it; the
+    vision trunk (unless `freeze_trunk`) as long as a loss reaches it. MAFT: attention and LayerNorms of every ViT
+    layer and the final norm. The text tower, the projections and CLIP's logit scale never train.
     """
     network, config = model.model, model.config
     modules = {}
     if hasattr(network, "segmenter"):
         modules = {"model.segmenter": network.segmenter, "model.void_embedding": network.void_embedding}
-    if config.cdt_form != "off":
+    if config.cdt_form != "off" and (config.mask_aware_weight > 0 or _distils(model)):
         modules["model.cdt"] = network.cdt
-    if config.mask_aware_weight > 0 or config.compensation_weight > 0:
+    if not freeze_trunk and (config.mask_aware_weight > 0 or _compensates(model) or _distils(model)):
         modules.update(_trainable_trunk(network.clip.vision_model, "model.clip.vision_model"))
     return modules
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_modules(model: nn.Module, freeze_trunk: bool = False) -> dict[str, nn.Module]:
+    """What trains, by name in `model`: the adapter of a model that has one, else what `reached_modules` says."""
+    return adapter_modules(model) if has_adapter(model) else reached_modules(model, freeze_trunk)
+
+
+def trainable_parameters(model: nn.Module, freeze_trunk: bool = False) -> dict[str, nn.Parameter]:
     """Every parameter of `trainable_modules`, by its full name in `model`."""
     return {
         f"{prefix}.{name}": parameter
-        for prefix, module in trainable_modules(model).items()
+        for prefix, module in trainable_modules(model, freeze_trunk).items()
         for name, parameter in module.named_parameters()
     }
 
 
-def freeze_all_but_trainable(model: nn.Module) -> None:
-    """Let gradients reach `trainable_parameters(model)` and nothing else."""
+def freeze_all_but_trainable(model: nn.Module, freeze_trunk: bool = False) -> None:
+    """Let gradients reach `trainable_parameters` and nothing else."""
     model.requires_grad_(False)
-    for parameter in trainable_parameters(model).values():
+    for parameter in trainable_parameters(model, freeze_trunk).values():
         parameter.requires_grad_(True)
 
 
+def check_trainable(model: nn.Module, freeze_trunk: bool = False) -> None:
+    """Raises ValueError, with the settings at fault, if nothing trains or no loss reaches what should."""
+    reached = tuple(f"{name}." for name in reached_modules(model, freeze_trunk))
+    reached += (TEXT_PREFIX,) if reached else ()  # there is a loss, and every loss reads words
+    names = list(trainable_modules(model, freeze_trunk))
+    unreached = [name for name in names if not f"{name}.".startswith(reached)]
+    if names and not unreached:
+        return
+    what = f"{len(unreached)} parts of the adapter, such as {unreached[0]}," if unreached else "No parameter"
+    raise ValueError(
+        f"{what} {'are' if unreached else 'is'} reached by {'no' if unreached else 'a'} loss, so training would do "
+        f"nothing there: see `mask_aware_weight` ({model.config.mask_aware_weight}) and `compensation_weight` "
+        f"({model.config.compensation_weight}) of `model_config`, `freeze_trunk` ({freeze_trunk}) and `lora`."
+    )
+
+
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, trunk_lr_multiplier: float = 0.1
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    trunk_lr_multiplier: float = 0.1,
+    freeze_trunk: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Groups for AdamW: at most one for each pair of learning rate and decay, with the parameters' `names`.
@@ -139,7 +179,7 @@ def parameter_groups(
     }
     trunk = {id(parameter) for parameter in model.model.clip.parameters()}
     groups = {}
-    for name, parameter in trainable_parameters(model).items():
+    for name, parameter in trainable_parameters(model, freeze_trunk).items():
         rate = learning_rate * (trunk_lr_multiplier if id(parameter) in trunk else 1.0)
         decay = 0.0 if id(parameter) in no_decay else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
@@ -149,8 +189,14 @@ def parameter_groups(
 
 
 def frozen_copy(clip: nn.Module) -> nn.Module:
-    """A teacher: CLIP as it is now, without its text tower, in evaluation mode, out of reach of gradients."""
-    teacher = copy.deepcopy(clip, {id(clip.text_model): None})
+    """
+    A teacher: CLIP as it is now, without text tower and adapters, in evaluation mode, out of reach of gradients.
+
+    What is frozen in `clip` is not copied but shared, beside an adapter the whole trunk.
+    """
+    shared = {id(parameter): parameter for parameter in clip.parameters() if not parameter.requires_grad}
+    teacher = copy.deepcopy(clip, {id(clip.text_model): None, **shared})
+    remove_adapter(teacher)
     return teacher.eval().requires_grad_(False)
 
 
@@ -193,26 +239,37 @@ class MaftPlusTrainer(Trainer):
             None,
         )  # `_save_checkpoint` does it
         self.model_accepts_loss_kwargs = False  # every loss is a mean over the batch already (`loss_counts`)
-        freeze_all_but_trainable(self.model)
+        freeze_all_but_trainable(self.model, self.args.freeze_trunk)
         self._frozen = frozen_modules(self.model)
-        config = self.model.config
-        self._compensates = config.compensation_weight > 0 and config.clip_config.takes_masks_by_pooling
-        self._distils = config.distillation_weight > 0 and not hasattr(self.model.model, "segmenter")
+        trunk_trains = any(p.requires_grad for p in self.model.model.clip.vision_model.parameters())
+        self._compensates, self._distils = trunk_trains and _compensates(self.model), _distils(self.model)
         self.teacher = None
         if self._compensates or self._distils:
             teacher = frozen_copy(self.model.model.clip) if teacher is None else teacher.eval().requires_grad_(False)
             self.teacher = teacher.to(self.args.device)
+        self._prompts = self._words_to_encode() if adapts_text(self.model) else None
         self._loss_sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self.add_callback(EpochCallback())
         self.sigterm = SigtermCallback()
         self.add_callback(self.sigterm)
 
+    def train(self, *args, **kwargs):
+        """
+        As the Trainer's.
+
+        Raises:
+            ValueError: before the first step, for parameters that no loss reaches.
+        """
+        check_trainable(self.model, self.args.freeze_trunk)
+        return super().train(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or `args.optim`) over `parameter_groups`."""
         if self.optimizer is None:
             args = self.args
-            groups = parameter_groups(self.model, args.learning_rate, args.weight_decay, args.trunk_lr_multiplier)
+            rates = args.learning_rate, args.weight_decay, args.trunk_lr_multiplier
+            groups = parameter_groups(self.model, *rates, args.freeze_trunk)
             groups = [{name: value for name, value in group.items() if name != "names"} for group in groups]
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(args, self.model)
             self.optimizer = optimizer_class(groups, **arguments)
@@ -235,6 +292,8 @@ class MaftPlusTrainer(Trainer):
         names = inputs.pop("image_names", None)
         if model.training:
             self._keep_frozen_parts_in_eval_mode()
+            if self._prompts is not None:
+                inputs.update(embed_words(self.model, self._prompts))
         outputs = model(**inputs, loss_counts=num_items_in_batch)
         losses = {**outputs.loss_dict, **self._teacher_losses(inputs, outputs, num_items_in_batch)}
         loss = sum(losses.values())
@@ -260,6 +319,7 @@ class MaftPlusTrainer(Trainer):
         The model scores with the words that it has stored. `ignore_keys` is the Trainer's and has no meaning here.
         """
         dataset, start = self.eval_dataset if eval_dataset is None else eval_dataset, time.time()
+        self._store_words()
         predict = ModelPredictor(self.model, self.processing_class, {}, self.compute_loss_context_manager)
         counted = count_predictions(
             predict,
@@ -285,6 +345,42 @@ class MaftPlusTrainer(Trainer):
         if self.args.should_save:
             mark_as_whole(folder)
             remove_oldest(folder.parent, self.save_total_limit, self.state.best_model_checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """As the Trainer's; of a model with an adapter the adapter alone."""
+        if not has_adapter(self.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            self._store_words()
+            save_adapter(self.model, folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(folder))
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if has_adapter(self.model):
+            load_adapter_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if has_adapter(self.model):
+            load_adapter_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _words_to_encode(self) -> dict[str, Tensor]:
+        """The prompts of the stored words. Raises ValueError without a processor that writes them."""
+        if self.processing_class is None:
+            raise ValueError("`lora`: to train the text tower, pass the processor as `processing_class`.")
+        return dict(self.processing_class(text=self.model.config.vocabulary, return_tensors="pt"))
+
+    @torch.no_grad()
+    def _store_words(self) -> None:
+        """The stored words follow a text tower that trains."""
+        if self._prompts is not None:
+            self.model.vocabulary_embeds = embed_words(self.model.eval(), self._prompts)["text_embeds"]
 
     def _teacher_losses(self, inputs: dict[str, Any], outputs, counts: Tensor | None) -> dict[str, Tensor]:
         if self.teacher is None:
@@ -386,6 +482,16 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
     if not any(parameter.requires_grad for parameter in parameters):
         return [model] if parameters else []  # a bare dropout belongs to whoever trains around it
     return [frozen for child in model.children() for frozen in frozen_modules(child)]
+
+
+def _compensates(model: nn.Module) -> bool:
+    """Whether the trunk is held to the teacher's feature map, which a ViT does not have."""
+    return model.config.compensation_weight > 0 and model.config.clip_config.takes_masks_by_pooling
+
+
+def _distils(model: nn.Module) -> bool:
+    """Whether whole pictures are held to the teacher's classes, as MAFT does."""
+    return model.config.distillation_weight > 0 and not hasattr(model.model, "segmenter")
 
 
 def _trainable_trunk(vision_model: nn.Module, prefix: str) -> dict[str, nn.Module]:

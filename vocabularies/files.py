@@ -155,6 +155,35 @@ def parse_lines(lines: Iterable[str], source: str, name: str = "") -> Vocabulary
     return vocabulary
 
 
+def parse_classes(content: Any, path: Path) -> VocabularyFile:
+    """
+    What a JSON file of ours holds (see the module), read already.
+
+    Args:
+        path: Its file, for messages and as name and source where `content` gives none.
+
+    Raises:
+        ValueError: if it holds no class, or one that is none; the message names the file and the class.
+    """
+    rows = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f'{path} holds no class; write {{"classes": [{{"name": "cat", "synonyms": [...]}}, ...]}}.')
+    names = tuple(_row_name(row, f"{path}, class {index}") for index, row in enumerate(rows))
+    raw_ids = tuple(_row_id(row, index, path) for index, row in enumerate(rows))
+    places = tuple(f"{path}, class {index}" for index in range(len(rows)))
+    _refuse_repeated_ids(raw_ids, places)
+    return VocabularyFile(
+        name=str(content.get("name", path.stem)),
+        names=names,
+        classes=tuple(_row_synonyms(row, f"{path}, class {index}") for index, row in enumerate(rows)),
+        raw_ids=raw_ids,
+        stuff=_ids_where(rows, "isthing", False, path),
+        unseen=_ids_where(rows, "unseen", True, path),
+        source=str(content.get("source", path)),
+        places=places,
+    )
+
+
 def to_labels(vocabulary: VocabularyFile) -> dict[str, list[list[str]]]:
     """What `load_labels` gives, of a vocabulary that is read already."""
     prompts = vocabulary.prompts
@@ -197,29 +226,13 @@ def map_ids(labels: np.ndarray, table: dict[int, int], other: int) -> np.ndarray
 
 
 def _from_json(path: Path) -> VocabularyFile:
-    content = _parse_json(path)
-    rows = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f'{path} holds no class; write {{"classes": [{{"name": "cat", "synonyms": [...]}}, ...]}}.')
-    names = tuple(_row_name(row, f"{path}, class {index}") for index, row in enumerate(rows))
-    raw_ids = tuple(_row_id(row, index, path) for index, row in enumerate(rows))
-    places = tuple(f"{path}, class {index}" for index in range(len(rows)))
-    _refuse_repeated_ids(raw_ids, places)
-    return VocabularyFile(
-        name=str(content.get("name", path.stem)),
-        names=names,
-        classes=tuple(_row_synonyms(row, f"{path}, class {index}") for index, row in enumerate(rows)),
-        raw_ids=raw_ids,
-        stuff=_ids_where(rows, "isthing", False, path),
-        unseen=_ids_where(rows, "unseen", True, path),
-        source=str(content.get("source", path)),
-        places=places,
-    )
+    return parse_classes(read_json_file(path), path)
 
 
-def _parse_json(path: Path) -> Any:
+def read_json_file(path: Path) -> Any:
+    """What a JSON file of names holds. Raises ValueError, naming the file and the line, if it is none."""
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: this is no JSON ({error.msg}).") from error
     except ValueError as error:  # such as a number of thousands of digits
@@ -265,7 +278,7 @@ def _ids_where(rows: list[dict[str, Any]], key: str, value: bool, path: Path) ->
 
 
 def _from_lines(path: Path) -> VocabularyFile:
-    return parse_lines(_read_text(path).split("\n"), str(path), path.stem)
+    return parse_lines(read_text(path).split("\n"), str(path), path.stem)
 
 
 def _parse_line(line: str, where: str) -> tuple[int | None, tuple[str, ...], bool, str] | None:
@@ -295,7 +308,7 @@ def _refuse_repeated_ids(raw_ids: Sequence[int], places: Sequence[str]) -> None:
         seen.add(raw_id)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The file's text, with `\\n` for every end of line. Raises ValueError if it is too large or not UTF-8."""
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path} is larger than {LARGEST_FILE // 1_000_000} MB; this is no vocabulary file.")
@@ -341,8 +354,11 @@ __all__ = [
     "load_labels",
     "load_vocabulary_file",
     "map_ids",
+    "parse_classes",
     "parse_lines",
     "raw_to_training",
+    "read_json_file",
+    "read_text",
     "to_labels",
     "with_prompts",
 ]

@@ -59,7 +59,7 @@ def batch(
     import ray  # noqa: F401  a missing extra is told before a model is loaded
 
     from maftplus.app.batching import Batch, run_batch
-    from maftplus.app.models import resolve_model
+    from maftplus.app.models import resolve_whole_model
     from maftplus.app.words import gather_distractors, gather_words
 
     words = gather_words(labels, labels_file, vocabulary, stuff)
@@ -67,7 +67,7 @@ def batch(
     options = _read_options(task.value, threshold, min_margin)
     cluster = {"workers": workers, "threads": threads, "address": address}
     cut = {"batch_size": batch_size, "shard_size": shard_size, "column": column}
-    asked = Batch(source, out, resolve_model(model), words, options, device, dtype.value, **cut, **cluster)
+    asked = Batch(source, out, resolve_whole_model(model), words, options, device, dtype.value, **cut, **cluster)
     totals = run_batch(asked, is_resumed=resume, is_quiet=quiet)
     _tell(totals, quiet, profile)
 

@@ -14,8 +14,8 @@ def endpoint(
     out: Annotated[Path, typer.Argument(help="The new folder.")],
 ) -> None:
     """Copy a model folder and put handler.py and requirements.txt beside it, for an inference endpoint."""
-    from maftplus.app.models import resolve_model
+    from maftplus.app.models import resolve_whole_model
     from maftplus.deploy.endpoint import write_endpoint
 
-    write_endpoint(resolve_model(model), out)
+    write_endpoint(resolve_whole_model(model), out)
     typer.echo(f"{out}: ready for an inference endpoint; what it takes is told in handler.py")

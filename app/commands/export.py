@@ -34,10 +34,12 @@ def export(
     verify: Annotated[bool, typer.Option(help="Compare with torch; beyond tolerance the exit code is 1.")] = True,
 ) -> None:
     """Make a folder that runs without torch's network: graph, configuration, processor, text tower, and the proof."""
-    from maftplus.app.models import resolve_model
+    from maftplus.app.models import resolve_whole_model
     from maftplus.deploy.export import export as export_model
 
-    report = export_model(resolve_model(model), out, runtime.value, int8, calibrate, dtype.value, do_verify=verify)
+    report = export_model(
+        resolve_whole_model(model), out, runtime.value, int8, calibrate, dtype.value, do_verify=verify
+    )
     for line in report.lines():
         typer.echo(line)
     if not report.is_within:

@@ -28,6 +28,7 @@ from maftplus.scale.worker import MOST_DEATHS, ShardWorker, Task, model_identity
 
 LABELS = ["cat, kitten", "dog", "grass"]
 WORDS = {"candidate_labels": LABELS, "stuff_labels": ["grass"], "distractor_labels": ["sky"]}
+FACTS = {"source": "", "labels": [], "stuff_ids": []}
 OPTIONS = {"subtask": "panoptic", "threshold": 0.0}
 
 
@@ -69,18 +70,7 @@ def make_task(model, source, tmp_path):
 def ask(model, source, out, **changes) -> Batch:
     asked = {"source": str(source), "out": str(out), "model": str(model), "words": WORDS, "options": OPTIONS}
     asked |= {"device": "cpu", "dtype": "float32", "shard_size": 3, "batch_size": 2, "workers": 2, "threads": 1}
-    return Batch(
-        **{
-            **asked,
-            "device": "cpu",
-            "dtype": "float32",
-            "shard_size": 3,
-            "batch_size": 2,
-            "workers": 2,
-            "threads": 1,
-            **changes,
-        }
-    )
+    return Batch(**{**asked, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +152,11 @@ def test_a_job_is_gone_on_with_only_if_asked_to(out, model, source):
         run_batch(ask(model, source, out), is_quiet=True)
 
 
-def test_a_file_that_is_missing_or_cut_off_is_made_again(out, model, source):
+def test_a_file_that_is_missing_or_cut_off_is_made_again(out, model, source, monkeypatch):
+    def run_here(asked, task, words, num_shards):
+        return map(ShardWorker(task, words).run, next(task.folder.missing_shards(num_shards)))
+
+    monkeypatch.setattr("maftplus.app.batching._run", run_here)
     before = {path: pq.read_table(path).to_pylist() for path in sorted(out.glob("*.parquet"))}
     first, second, *_ = before
     first.unlink()
@@ -294,17 +288,22 @@ def test_a_folder_with_parquet_of_somebody_else_is_refused(tmp_path):
         JobFolder(str(tmp_path)).begin({}, [])
 
 
-def test_results_may_go_to_an_address(make_task):
+def test_pictures_and_results_may_have_addresses(make_task, source):
     import fsspec
 
-    task, words = make_task()
-    folder = JobFolder("memory://results")
-    assert folder.begin({"source": task.source}, list_shards(task.source, 3)) == 4
-    report = ShardWorker(replace(task, folder=folder), words).run(2)
-    assert report.failure is None
-    assert next(folder.missing_shards(4)) == [0, 1, 3]
-    files = fsspec.filesystem("memory").ls("/results", detail=False)
-    assert sorted(files) == ["/results/_job", "/results/shard-00000002.parquet"]
+    memory, (task, words) = fsspec.filesystem("memory"), make_task()
+    for path in source.glob("*/*"):
+        memory.pipe(f"/pictures/{path.relative_to(source)}", path.read_bytes())
+    task = replace(task, source="memory://pictures", folder=JobFolder("memory://results"))
+    assert task.folder.begin(FACTS, list_shards(task.source, 6)) == 2
+    worker = ShardWorker(task, words)
+    assert worker.run(1).num_pictures == 6
+    assert next(task.folder.missing_shards(2)) == [0]
+    assert worker.run(0).num_errors == 1
+    results = read_results("memory://results")
+    assert len({row["key"] for row in results}) == len(results) == 12
+    assert sum(len(results.segments(row)) for row in results) > 0
+    assert sorted(memory.ls("/results", detail=False))[1:] == [f"/results/shard-0000000{i}.parquet" for i in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -346,20 +345,8 @@ def test_a_source_without_pictures_is_refused(tmp_path):
 
 def test_the_commands_go_on_with_a_job_and_report_it(out, model, source, tmp_path):
     words = [part for label in LABELS for part in ("--labels", label)] + ["--stuff", "grass", "--distractors", "sky"]
-    where = [
-        str(source),
-        str(out),
-        "--model",
-        str(model),
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--shard-size",
-        "3",
-    ]
-    how = ["--dtype", "float32", "--threshold", "0"]
-    done = CliRunner().invoke(app, ["batch", *where, *words, *how, "--resume", "--profile"])
+    how = ["--model", str(model), "--device", "cpu", "--dtype", "float32", "--shard-size", "3", "--threshold", "0"]
+    done = CliRunner().invoke(app, ["batch", str(source), str(out), *words, *how, "--resume", "--profile"])
     assert done.exit_code == 0, done.output
     assert "0 of 4 shards done in this call" in done.output
     assert "processor milliseconds a picture" in done.output

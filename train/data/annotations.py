@@ -61,7 +61,7 @@ def read_label_png(path: Path) -> np.ndarray:
     Raises:
         ValueError: if it has several channels, or numbers that are no integers.
     """
-    return as_labels(_load(path), path)
+    return as_labels(open_map(path), path)
 
 
 def as_labels(picture: Any, where: str | Path) -> np.ndarray:
@@ -266,7 +266,7 @@ def read_json(path: Path) -> Any:
 
 def read_rgb_array(path: Path) -> np.ndarray:
     """A three-channel image as it is, (H, W, 3) uint8."""
-    values = np.asarray(_load(path))
+    values = np.asarray(open_map(path))
     if values.ndim != 3 or values.shape[-1] < 3:
         raise ValueError(f"{path}: expected three channels, this has shape {values.shape}.")
     return values[..., :3]
@@ -282,7 +282,8 @@ def _require_file(path: Path) -> None:
         raise FileNotFoundError(f"{path} does not exist.")
 
 
-def _load(path: Path) -> Image.Image:
+def open_map(path: Path) -> Image.Image:
+    """A map as its decoder leaves it, in its own mode. Raises as `open_image`."""
     return _read_named(decode_picture, path)
 
 

@@ -71,7 +71,7 @@ class HubDataset(torch.utils.data.IterableDataset):
         labels = map_ids(raw, table, UNKNOWN)
         if (labels == UNKNOWN).any():
             raise ValueError(f"{where}: {name_unknown_ids(raw, labels, self.vocabulary)}")
-        image = _read_row_picture(row[self.image_column], where)
+        image = read_row_picture(row[self.image_column], where)
         if labels.shape != (image.height, image.width):
             raise ValueError(f"{where}: the picture is {image.height} x {image.width}, its labels are {labels.shape}.")
         return {"name": str(identity), "image_id": identity, "image": image, "segmentation_map": labels}
@@ -121,7 +121,8 @@ def find_split(name: str, split: str, splits: list[str]) -> str:
     return others[0]
 
 
-def _read_row_picture(image: Any, where: str) -> Any:
+def read_row_picture(image: Any, where: str) -> Any:
+    """A row's picture, RGB. Raises ValueError, beginning with `where`, if it cannot be read."""
     try:
         return read_picture(image)
     except ValueError as error:

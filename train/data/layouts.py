@@ -44,7 +44,7 @@ def voc_items(folder: Path, split: str) -> list[Item]:
     labels = folder / ("SegmentationClassAug" if use_augmented else "SegmentationClass")
     if not labels.is_dir() and (folder / "SegmentationClassAug").is_dir():
         labels = folder / "SegmentationClassAug"
-    stems = _read_list(augmented[0] if use_augmented else lists / f"{split}.txt")
+    stems = read_list(augmented[0] if use_augmented else lists / f"{split}.txt")
     return [Item(folder / "JPEGImages" / f"{stem}.jpg", labels / f"{stem}.png", stem) for stem in stems]
 
 
@@ -69,7 +69,7 @@ def context_459_items(folder: Path, split: str) -> list[Item]:
     names = (f"ImageSets/SegmentationContext/{split}.txt", f"pascalcontext_{split}.txt", f"{split}.txt")
     found = [folder / name for name in names if (folder / name).is_file()]
     if found:
-        stems = _read_list(found[0])
+        stems = read_list(found[0])
     elif (folder / "trainval_merged.json").is_file() or (folder / "maftplus_context59").is_dir():
         stems = [item.image.stem for item in context_59_items(folder, split)]
     else:
@@ -83,7 +83,7 @@ def coco_stuff_items(folder: Path, split: str) -> list[Item]:
     """All pictures; of training those whose map is void everywhere are left out once `prepare` has listed them."""
     items = mirrored_items(folder, f"{split}2017", "{split}", "stuffthingmaps/{split}")
     void_list = folder / "stuffthingmaps" / f"maftplus_void_{split}2017.txt"
-    void = set(_read_list(void_list)) if split == "train" and void_list.is_file() else set()
+    void = set(read_list(void_list)) if split == "train" and void_list.is_file() else set()
     return [item for item in items if item.image_id not in void]
 
 
@@ -157,7 +157,7 @@ def list_files(folder: str | Path, endings: tuple[str, ...]) -> list[Path]:
     return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in endings)
 
 
-def _read_list(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
     """First word of every line; VOC's lists may carry more columns."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")

@@ -326,7 +326,10 @@ def _require_same_size(image: Image.Image, labels: np.ndarray, item: Item) -> No
 def name_unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: VocabularyFile) -> str:
     ids = np.unique(raw[labels == UNKNOWN]).tolist()
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    return f"the ids {', '.join(map(str, ids[:5]))}{more} are not in the vocabulary {vocabulary.name}."
+    return (
+        f"the ids {', '.join(map(str, ids[:5]))}{more} are not in the vocabulary {vocabulary.name}; name them there "
+        f"(`{ids[0]}: NAME`, or `{ids[0]}: void` where they are unlabelled)."
+    )
 
 
 ADE_COUNTS = {"train": 20210, "val": 2000}

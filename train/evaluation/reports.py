@@ -138,7 +138,7 @@ def card_lines(evaluations: Sequence[Evaluation], command: str) -> list[str]:
 
 def draw_examples(evaluation: Evaluation) -> Image.Image:
     """A row for each of the best and worst pictures, best first: picture, truth, prediction."""
-    rows = [_draw_example(example, evaluation) for example in evaluation.examples]
+    rows = [draw_example(example, evaluation) for example in evaluation.examples]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -147,7 +147,8 @@ def draw_examples(evaluation: Evaluation) -> Image.Image:
     return sheet
 
 
-def _draw_example(example: Example, evaluation: Evaluation, gap: int = 6, caption_height: int = 34) -> Image.Image:
+def draw_example(example: Example, evaluation: Evaluation, gap: int = 6, caption_height: int = 34) -> Image.Image:
+    """Picture, truth and prediction side by side, under captions that name their largest classes."""
     height, width = example.truth.shape
     row = Image.new("RGB", (3 * width + 2 * gap, height + caption_height), "white")
     draw = ImageDraw.Draw(row)

@@ -1,0 +1,143 @@
+"""`maftplus evaluate`: how well does a model segment a folder of labelled pictures?"""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maftplus.app import options as given
+from maftplus.app.command import command
+
+if TYPE_CHECKING:
+    from maftplus.train.evaluation.evaluate import Evaluation
+    from maftplus.train.finetuning.survey import Survey
+
+WORST = 3  # pictures of the report, and as many of the best
+
+
+class MeasuredTask(str, Enum):
+    semantic = "semantic"
+    panoptic = "panoptic"
+
+
+class Split(str, Enum):
+    validation = "validation"
+    train = "train"
+    all = "all"
+
+
+MEASURED = {
+    Split.validation: "held-out pictures",
+    Split.train: "training pictures: a model that was trained on them looks better than it is",
+    Split.all: "all pictures: a model that was trained on some of them looks better than it is",
+}
+
+
+DataFolder = Annotated[str, typer.Option(help="Folder of labelled pictures in any usual form (docs), or hub:NAME.")]
+NamesFile = Annotated[
+    str | None, typer.Option(help="Names of the classes: a file or a vocabulary. Default: the data's.")
+]
+TaskChoice = Annotated[MeasuredTask | None, typer.Option(help="What to measure. Default: all that the data know.")]
+SplitChoice = Annotated[
+    Split, typer.Option(help="Which pictures; validation: those that `maftplus finetune` holds out.")
+]
+Seed = Annotated[int, typer.Option(help="Decides which pictures are held out where the data have no split.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of pictures.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of annotations.")]
+MaxPictures = Annotated[int | None, typer.Option(min=1, help="Measure the first so many only.")]
+ReportFolder = Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and a CSV by class.")]
+
+
+@command()
+def evaluate(
+    data: DataFolder,
+    model: given.Model = None,
+    labels_file: NamesFile = None,
+    task: TaskChoice = None,
+    split: SplitChoice = Split.validation,
+    seed: Seed = 0,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    max_pictures: MaxPictures = None,
+    out: ReportFolder = None,
+    quiet: given.Quiet = False,
+    device: given.Device = None,
+    dtype: given.Dtype = given.Precision.auto,
+    batch_size: given.BatchSize = 1,
+) -> None:
+    """
+    Measure a model on labelled pictures: mIoU, and PQ where the data know single objects, class by class.
+
+    The words are the data's names (or those of --labels-file); nothing is trained.
+    """
+    from maftplus.app.models import resolve_model
+    from maftplus.train.finetuning.forms import read_form
+    from maftplus.train.finetuning.survey import survey
+
+    folder = resolve_model(model)
+    columns = {"image_column": image_column, "label_column": label_column}
+    form = read_form(data, labels_file=labels_file, task=task and task.value, seed=seed, **columns)
+    parts = ("train", "validation") if split is Split.all else (split.value,)
+    found = survey(form, progress=not quiet, parts=parts)
+    if not quiet:
+        for line in found.lines:
+            typer.echo(line, err=True)
+    measured = {Split.validation: form.validation, Split.train: form.train}.get(split) or form.whole
+    tasks = ("panoptic", "semantic") if form.task == "panoptic" and task is None else (form.task,)
+    network = {"device": device, "dtype": dtype.value, "batch_size": batch_size, "max_pictures": max_pictures}
+    evaluations = _measure(folder, measured, tasks, network, WORST if out else 0)
+    _print(evaluations, split)
+    if out is not None:
+        _write(evaluations, found, split, {"model": model, "data": data, "seed": seed, **network}, out)
+
+
+def _measure(
+    model: str, data: Any, tasks: tuple[str, ...], network: dict[str, Any], num_examples: int
+) -> "list[Evaluation]":
+    from maftplus.app.models import check_device, check_model_folder, load_model, load_processor
+    from maftplus.deploy.precision import default_device
+    from maftplus.train.evaluation.evaluate import ModelPredictor, evaluate_data_sets
+
+    check_model_folder(model)
+    check_device(network["device"])
+    loaded = load_model(model, network["dtype"], network["device"])
+    loaded = loaded.to(network["device"] or default_device())
+    return evaluate_data_sets(
+        ModelPredictor(loaded, load_processor(model)),
+        [data],
+        tasks,
+        network["batch_size"],
+        num_examples=num_examples,
+        max_samples=network["max_pictures"],
+    )
+
+
+def _print(evaluations: "list[Evaluation]", split: Split) -> None:
+    from maftplus.app.tables import print_figures
+    from maftplus.train.evaluation.reports import format_table
+
+    for evaluation in evaluations:
+        print_figures(evaluation)
+    typer.echo(f"{format_table(evaluations)}\nmeasured on {MEASURED[split]}")
+
+
+def _write(evaluations: "list[Evaluation]", found: "Survey", split: Split, facts: dict[str, Any], out: Path) -> None:
+    """The files of every evaluation, and a page for eyes."""
+    from maftplus.pictures.report import Report
+    from maftplus.train.evaluation.pages import add_evaluation
+    from maftplus.train.evaluation.reports import write_report
+    from maftplus.train.finetuning.survey import COLUMNS
+
+    facts = {**facts, "measured on": MEASURED[split]}
+    written = write_report(evaluations, out, **facts)
+    page = Report(f"{facts['model']} on {found.form.path}", f"Measured on {MEASURED[split]}.")
+    page.add_facts("Data", found.facts)
+    page.add_facts("Measurement", {name: value for name, value in facts.items() if value is not None})
+    for evaluation in evaluations:
+        add_evaluation(page, evaluation, f"{evaluation.task}, {split.value}")
+    page.add_text("Notes", *found.form.notes, *found.warnings)
+    page.add_table("Classes of the data", COLUMNS, found.rows)
+    page.write(out / "report.html")
+    for path in (out / "report.html", *written):
+        typer.echo(f"wrote {path}")

@@ -1,0 +1,1 @@
+"""From a folder of labelled pictures to a fine-tuned model: forms of data, their survey, the training's presets."""

@@ -1,0 +1,173 @@
+"""A folder of labelled pictures in any of the usual forms -> data for training and for measuring.
+
+    form = read_form("my_pets")              # a folder, or hub:NAME; what it is, is recognised and named
+    form.kind, form.split, form.notes        # "pictures in images and label maps in labels", "40 of 200 ..."
+    form.train[0]; form.validation[0]        # samples as `data/registry.py` has them
+
+Forms, in the order in which they are asked; the first that fits is taken, because each says more than those after it:
+a folder of `datasets` or a name of the Hub (`rows.py`), COCO panoptic and COCO instances JSON (`coco.py`), Pascal VOC
+(`label_maps.py`), pictures and label maps, pictures and YOLO text (`yolo.py`). Instances are panoptic data whose
+classes are all things and whose unlabelled pixels are void.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maftplus.train.data.hub import HubDataset
+from maftplus.train.data.registry import IMAGE_ENDINGS
+from maftplus.train.finetuning.coco import INSTANCES, PANOPTIC, find_files, read_coco
+from maftplus.train.finetuning.folders import TRAIN, find_places, holds
+from maftplus.train.finetuning.label_maps import read_label_folders, read_voc
+from maftplus.train.finetuning.names import Names, read_names
+from maftplus.train.finetuning.parts import Data, Found, divide, join, list_some
+from maftplus.train.finetuning.rows import HUB, is_rows, read_rows
+from maftplus.train.finetuning.yolo import read_yolo
+from maftplus.vocabularies.files import VocabularyFile, map_ids
+
+TASKS = ("semantic", "panoptic")
+READERS = (
+    partial(read_coco, kind=PANOPTIC),
+    partial(read_coco, kind=INSTANCES),
+    read_voc,
+    read_label_folders,
+    read_yolo,
+)
+LOOKED_FOR = (
+    "a folder of `datasets` (dataset_dict.json or state.json)",
+    "COCO JSON with `annotations` (panoptic or instances)",
+    "Pascal VOC (JPEGImages and SegmentationClass)",
+    "folders of pictures and of label maps (images and labels, masks or annotations, perhaps in train and val)",
+    "folders of pictures and of YOLO text",
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """
+    Data that a folder holds.
+
+    Args:
+        path: What was read.
+        kind: The form in a few words.
+        train, validation: As `load_data` makes them; what the Trainer and `evaluate_data_sets` take.
+        vocabulary: The classes, with stuff where known.
+        task: `"semantic"` or `"panoptic"`.
+        split: Where the validation pictures come from, a sentence.
+        notes: What was assumed or left out, a sentence each.
+    """
+
+    path: str
+    kind: str
+    train: Data
+    validation: Data
+    vocabulary: VocabularyFile
+    task: str
+    split: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> Data:
+        """Both parts as one."""
+        return join(self.train, self.validation, self.train.name.removesuffix(f"_{TRAIN}"))
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        names = list_some(self.vocabulary.names)
+        head = f"{self.path}: {self.kind}, {self.task}, {self.vocabulary.num_labels} classes ({names})"
+        return [head, self.split, *self.notes]
+
+
+def read_form(
+    path_or_name: str | Path,
+    *,
+    labels_file: str | Path | None = None,
+    task: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+) -> Form:
+    """
+    Recognise the form of a folder and read it.
+
+    Args:
+        path_or_name: A folder, or `hub:NAME`.
+        labels_file: Names of the classes (`names.py`), or a vocabulary's name; default: those that the folder has.
+        task: `"semantic"` or `"panoptic"`; default: what the form holds. Panoptic data serve both.
+        image_column, label_column: Of rows of `datasets`; default: recognised by their features.
+        seed: Which pictures are set aside where the form has no split of its own.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such folder, it fits no form (the message lists what was looked
+            for and what was found), or it is broken; the message names the file and the way out.
+    """
+    if task not in (None, *TASKS):
+        raise ValueError(f"`task` must be {' or '.join(map(repr, TASKS))}, got {task!r}.")
+    names = None if labels_file is None else read_names(labels_file)
+    found = _find(str(path_or_name), names, image_column, label_column)
+    train, validation, split = divide(found, seed)
+    if task == "panoptic" != train.task:
+        raise ValueError(f"{path_or_name}: {found.kind} know no single objects; `task` must be 'semantic'.")
+    if task == "semantic" != train.task:
+        train, validation = as_semantic(train), as_semantic(validation)
+    fields = {"vocabulary": train.vocabulary, "task": train.task, "split": split, "notes": tuple(found.notes)}
+    return Form(str(path_or_name), found.kind, train, validation, **fields)
+
+
+def as_semantic(data: Data) -> Data:
+    """Panoptic data as label maps: the objects of a class together."""
+    if isinstance(data, HubDataset):  # `ObjectRows`, which does it by itself
+        return replace(data, task="semantic")
+    void = max(data.vocabulary.raw_ids) + 1
+    read = partial(_read_semantic, read=data.read, void=void)
+    return replace(data, task="semantic", read=read, unlabelled=frozenset({void, *(data.unlabelled or ())}))
+
+
+def _read_semantic(item: Any, read: Callable, void: int) -> np.ndarray:
+    """Category ids (H, W) of an annotation with segments; `void` where there is none, or a crowd."""
+    ids, segments = read(item)
+    return map_ids(ids, {one["id"]: one["category_id"] for one in segments if not one.get("iscrowd")}, void)
+
+
+def _find(path: str, names: Names | None, image_column: str | None, label_column: str | None) -> Found:
+    if is_rows(path):
+        return _require_pictures(read_rows(path, names, image_column, label_column), path)
+    root = Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{path} is no folder; `--data` is a folder of labelled pictures, or {HUB}NAME.")
+    for read in READERS:
+        found = read(root, names=names)
+        if found is not None:
+            return _require_pictures(found, path)
+    raise ValueError(_describe_nothing(root))
+
+
+def _require_pictures(found: Found, path: str) -> Found:
+    if not any(len(part) for part in found.parts.values()):
+        raise ValueError(f"{path}: {found.kind}, but no picture with an annotation. {' '.join(found.notes)}".strip())
+    return found
+
+
+def _describe_nothing(root: Path) -> str:
+    """What was looked for in a folder that fits no form, and what is there."""
+    folders = [
+        (
+            place.folder.relative_to(root).as_posix(),
+            "pictures" if holds(place.folder, IMAGE_ENDINGS) else "no pictures",
+        )
+        for place in find_places(root)
+    ]
+    seen = list_some([f"{name} ({what})" for name, what in folders])
+    files = list_some([path.relative_to(root).as_posix() for path in find_files(root)])
+    return (
+        f"{root} has none of the forms that are known. Looked for: {'; '.join(LOOKED_FOR)}. Found: the folders "
+        f"{seen}; JSON files: {files or 'none'}."
+    )
+
+
+__all__ = ["Form", "as_semantic", "read_form"]
