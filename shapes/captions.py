@@ -1,4 +1,5 @@
-"""Sentences on the scenes of the shapes world. They name everything in a scene, which captions of photographs do not.
+"""Sentences on the scenes of the shapes world. They name everything in a scene, which captions of photographs do not;
+natural ones leave things out, the ground more often than what stands on it.
 
 Which words there are (synonyms, patterns): `scenes.py`.
 """
@@ -21,6 +22,7 @@ OPENINGS = (
     "I see {}.",
 )
 JOINTS = ("on", "over", "in front of", "with", "above")
+SHARE_LEFT_OUT = {"thing": 0.25, "stuff": 0.6}  # of what a natural caption could name
 
 
 @dataclass
@@ -51,14 +53,29 @@ def _enumerate(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
-def caption_scene(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Names everything in the scene, in chance order and words. A scene without segments raises ValueError."""
+def _worth_saying(class_ids: list[int], rng: np.random.Generator) -> list[int]:
+    """What a natural caption names of a scene's classes: a part of them, at least one thing where there is one."""
+    things = [index for index in class_ids if CLASSES[index].isthing]
+    always = (things or class_ids)[0]
+    shares = [SHARE_LEFT_OUT["thing" if CLASSES[index].isthing else "stuff"] for index in class_ids]
+    return [c for c, share in zip(class_ids, shares) if rng.random() >= share or c == always]
+
+
+def caption_scene(scene: Scene, rng: np.random.Generator, is_natural: bool = False) -> Caption:
+    """
+    Names what is in the scene, in chance order and words: everything, or a part where the caption `is_natural`.
+
+    Raises:
+        ValueError: if the scene has no segments.
+    """
     if not scene.segments_info:
         raise ValueError("`scene` has no segments, so there is nothing to say.")
     groups: dict[int, list[str]] = {}
     for segment in scene.segments_info:
         groups.setdefault(segment["category_id"], []).append(segment["pattern"])
     order = [list(groups)[i] for i in rng.permutation(len(groups))]
+    if is_natural:
+        order = _worth_saying(order, rng)
     spoken = {c: _phrase(c, len(groups[c]), groups[c], rng) for c in order}
     things = [spoken[c] for c in order if CLASSES[c].isthing]
     stuff = [spoken[c] for c in order if not CLASSES[c].isthing]

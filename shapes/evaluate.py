@@ -11,7 +11,7 @@ Shapes: K classes (42), Q queries, N segments of a scene, S side of a scene in p
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -47,21 +47,25 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 10,
     measure_sensitivity: bool = False,
+    layout: dict | None = None,
+    propose: Callable[[list[Scene]], dict[str, Tensor]] | None = None,
 ) -> dict[str, float]:
     """
     Figures on fresh scenes, fractions of 1.
 
     Args:
-        split, seed: Which scenes (`shapes.scenes`); "test" for figures that are reported.
+        split, seed, layout: Which scenes (`shapes.scenes`); "test" for figures that are reported.
         measure_sensitivity: Also `mask_sensitivity`, see there.
+        propose: Gives the model further arguments for a batch of scenes (`proposal_logits`).
     """
     model.eval()
     vocabulary = model.encode_vocabulary(**processor(text=all_names(), return_tensors="pt"))
     num_classes = len(CLASSES)
     matrix, counts = np.zeros((num_classes + 1, num_classes + 1), np.int64), np.zeros((num_classes, 4))
     sensitivities: list[float] = []
-    for batch in _batches(scenes(split, num_scenes, seed=seed), batch_size):
-        outputs = model(**processor(images=[s.image for s in batch], return_tensors="pt"), **vocabulary)
+    for batch in _batches(scenes(split, num_scenes, seed=seed, **(layout or {})), batch_size):
+        inputs = processor(images=[s.image for s in batch], return_tensors="pt")
+        outputs = model(**inputs, **vocabulary, **(propose(batch) if propose else {}))
         sizes = [scene.segmentation.shape for scene in batch]
         semantic = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
         panoptic = processor.post_process_panoptic_segmentation(

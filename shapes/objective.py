@@ -38,11 +38,11 @@ class CaptionedScenes:
     captions: list[Caption]
 
     @classmethod
-    def draw(cls, num_scenes: int, seed: int, **layout) -> "CaptionedScenes":
+    def draw(cls, num_scenes: int, seed: int, natural_captions: bool = False, **layout) -> "CaptionedScenes":
         images, captions = [], []
         for index, scene in enumerate(scenes("train", num_scenes, ("seen", "unseen"), seed, **layout)):
             images.append(scene.image)
-            captions.append(caption_scene(scene, np.random.default_rng((7, seed, index))))
+            captions.append(caption_scene(scene, np.random.default_rng((7, seed, index)), natural_captions))
         return cls(np.stack(images), captions)
 
 
@@ -187,7 +187,9 @@ class Objective:
     def __call__(self, batch: PhraseBatch, location_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.use_bfloat16):
             vision = self.model.encode_image(batch.pixel_values)
-        losses = phrase_losses(self.model, vision, self.encode_text(batch.phrases), batch, location_share)
+        losses = {}
+        if self.weights.keys() - {"caption"}:  # without, an image-level CLIP
+            losses = phrase_losses(self.model, vision, self.encode_text(batch.phrases), batch, location_share)
         if self.weights["caption"]:
             scale = self.model.logit_scale.exp().clamp(max=100)
             whole = self.model.embed_image(vision)

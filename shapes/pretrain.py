@@ -24,11 +24,12 @@ from transformers import CLIPTokenizer
 
 from maftplus.clip_maftplus import MaftPlusCLIPModel
 from maftplus.configuration_maftplus import MaftPlusCLIPConfig
+from maftplus.shapes.captions import caption_scene
 from maftplus.shapes.objective import CaptionedScenes, Normalise, Objective, VitObjective, make_batch
 from maftplus.shapes.scenes import CLASSES, class_ids, scenes
 from maftplus.shapes.stages import finished_settings, run_stage
 from maftplus.shapes.tokenizer import train_tokenizer
-from maftplus.shapes.vit import build_vit_clip, load_teacher, pool_patches
+from maftplus.shapes.vit import build_vit_clip, load_teacher, pool_patches, prepare_tower
 from maftplus.words_maftplus import VILD_TEMPLATES
 
 logger = logging.getLogger("maftplus.shapes")
@@ -62,8 +63,10 @@ def learning_rate(step: int, num_steps: int, warmup: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def train_stage(objective: Objective, data: CaptionedScenes, stage: dict, normalise: Normalise, seed: int) -> None:
-    """Runs one stage of the recipe: a fixed number of steps on scenes of one layout."""
+def train_stage(
+    objective: Objective, data: CaptionedScenes, stage: dict, normalise: Normalise, seed: int, judged_on: dict
+) -> None:
+    """Runs one stage of the recipe: a fixed number of steps on scenes of one layout; a ViT is `judged_on` another."""
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(parameter_groups(objective.trained, stage["weight_decay"]), betas=(0.9, 0.98))
     objective.model.train()
@@ -82,7 +85,7 @@ def train_stage(objective: Objective, data: CaptionedScenes, stage: dict, normal
             parts = " ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             logger.info("step %d loss %.3f %s (%.0f s)", step + 1, loss.item(), parts, time.time() - start)
         if (step + 1) % 250 == 0:  # a ViT's window of positions is for training; it is judged on whole scenes
-            layout = stage["layout"] if objective.model.config.takes_masks_by_pooling else {}
+            layout = stage["layout"] if objective.model.config.takes_masks_by_pooling else judged_on
             logger.info("mask accuracy %s", mask_accuracy(objective, normalise, 100, 5, **layout))
             objective.model.train()
 
@@ -100,35 +103,61 @@ def class_embeddings(objective: Objective) -> Tensor:
 
 @torch.no_grad()
 def mask_accuracy(
-    objective: Objective, normalise: Normalise, num_scenes: int, seed: int, **layout
+    objective: Objective, normalise: Normalise, num_scenes: int, seed: int, split: str = "validation", **layout
 ) -> dict[str, float]:
     """
     Share of ground-truth masks whose embeddings are nearest to their own name, among the names of all classes.
 
-    Returns: the share over all masks ("all"), over stuff, over the things of each kind, and of a ViT also the share
-    over all masks by `pool_patches` ("pooled").
+    Returns: the share over all masks ("all"), over stuff, over the things of each kind, and "spread": how far a
+    class's probability differs between the masks of its picture (largest less smallest, mean over the classes that
+    are there). Of a ViT also "pooled" and "pooled_spread": the same over all masks by `pool_patches`.
     """
     model = objective.model.eval()
     text = class_embeddings(objective)
-    right: dict[str, list[bool]] = {"all": []}
-    for scene in scenes("validation", num_scenes, seed=seed, **layout):
+    scale = model.logit_scale.exp().clamp(max=100)
+    values: dict[str, list[float]] = {"all": []}
+    for scene in scenes(split, num_scenes, seed=seed, **layout):
         ids = [segment["id"] for segment in scene.segments_info]
         truth = torch.tensor([segment["category_id"] for segment in scene.segments_info])
         masks = torch.stack([torch.from_numpy(scene.segmentation == i) for i in ids])[None]
         vision = model.encode_image(normalise(scene.image[None]))
-        hits = _nearest(model.embed_masks(vision, masks), text) == truth
+        scores = _class_scores(model.embed_masks(vision, masks), text)
+        hits = scores.argmax(-1) == truth
         for index, hit in zip(truth, hits.tolist()):
             entry = CLASSES[index]
             for key in ("all", entry.kind if entry.isthing else "stuff"):
-                right.setdefault(key, []).append(hit)
+                values.setdefault(key, []).append(hit)
+        values.setdefault("spread", []).extend(_spread(scores * scale, truth))
         if not model.config.takes_masks_by_pooling:
-            right.setdefault("pooled", []).extend(_nearest(pool_patches(model, vision, masks), text) == truth)
-    return {key: round(float(np.mean(values)), 4) for key, values in right.items()}
+            scores = _class_scores(pool_patches(model, vision, masks), text)
+            values.setdefault("pooled", []).extend((scores.argmax(-1) == truth).tolist())
+            values.setdefault("pooled_spread", []).extend(_spread(scores * scale, truth))
+    return {key: round(float(np.mean(found)), 4) for key, found in values.items()}
 
 
-def _nearest(embeds: Tensor, text: Tensor) -> Tensor:
-    """Best class of each mask of one image, (1, Q, D) -> (Q,)."""
-    return (F.normalize(embeds, dim=-1) @ text.T).argmax(-1)[0]
+def _class_scores(embeds: Tensor, text: Tensor) -> Tensor:
+    """Cosines of the masks of one picture with the classes, (1, Q, D) and (K, D) -> (Q, K)."""
+    return (F.normalize(embeds, dim=-1) @ text.T)[0]
+
+
+def _spread(logits: Tensor, truth: Tensor) -> list[float]:
+    """Largest less smallest probability over the masks (Q, K), of each class that the picture shows."""
+    if len(truth) < 2:  # one mask differs from none
+        return []
+    probabilities = logits.softmax(-1)[:, truth.unique()]
+    return (probabilities.amax(0) - probabilities.amin(0)).tolist()
+
+
+@torch.no_grad()
+def retrieval(objective: Objective, normalise: Normalise, num_scenes: int, seed: int, split: str, **layout) -> float:
+    """Share of scenes nearest to their own caption, which names everything, and of captions nearest to their scene."""
+    drawn = list(scenes(split, num_scenes, ("seen", "unseen"), seed, **layout))
+    captions = [caption_scene(scene, np.random.default_rng((9, seed, i))).text for i, scene in enumerate(drawn)]
+    model = objective.model.eval()
+    pictures = model.embed_image(model.encode_image(normalise(np.stack([scene.image for scene in drawn]))))
+    scores = F.normalize(pictures, dim=-1) @ objective.encode_text(captions).T
+    right = torch.arange(len(drawn))
+    return float(((scores.argmax(0) == right).float() + (scores.argmax(1) == right).float()).mean() / 2)
 
 
 def pretrain_once(recipe: dict, out: Path, first_stage: int = 0, teacher: Path | None = None) -> dict[str, Any]:
@@ -149,6 +178,8 @@ def pretrain(recipe: dict, out: Path, first_stage: int = 0, teacher: Path | None
     objective = make(recipe, out if first_stage else None)
     model, tokenizer = objective.model, objective.tokenizer
     normalise = Normalise(recipe["image_mean"], recipe["image_std"])
+    judged_on = recipe.get("judged_on", {})  # the layout of scenes, by default whole ones
+    natural_captions = recipe.get("natural_captions", False)
     logger.info("%d parameters", sum(p.numel() for p in model.parameters()))
     for index, stage in enumerate(recipe["stages"]):
         if index < first_stage:
@@ -156,10 +187,10 @@ def pretrain(recipe: dict, out: Path, first_stage: int = 0, teacher: Path | None
         seed = recipe["seed"] * 10 + index
         if index:  # the first goes on from the random weights; the others start alike after a stop
             torch.manual_seed(recipe["seed"] + index)
-        data = CaptionedScenes.draw(stage["num_scenes"], seed, **stage["layout"])
+        data = CaptionedScenes.draw(stage["num_scenes"], seed, natural_captions, **stage["layout"])
         logger.info("stage %d: %d scenes drawn", index, stage["num_scenes"])
-        train_stage(objective, data, stage, normalise, seed)
-        logger.info("mask accuracy, whole scenes: %s", mask_accuracy(objective, normalise, 200, 5))
+        train_stage(objective, data, stage, normalise, seed, judged_on)
+        logger.info("mask accuracy, whole scenes: %s", mask_accuracy(objective, normalise, 200, 5, **judged_on))
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     return model
@@ -171,6 +202,8 @@ def _make_objective(recipe: dict, start: Path | None) -> Objective:
     else:
         tokenizer = train_tokenizer(_tokenizer_corpus(recipe["seed"]), recipe["vocabulary_size"])
         model = build_clip(tokenizer, recipe["clip_config"])
+        if not model.config.takes_masks_by_pooling:
+            prepare_tower(model.vision_model)
     return Objective(model, tokenizer, recipe["loss_weights"], recipe["use_bfloat16"])
 
 

@@ -36,9 +36,14 @@ def build_vit_clip(config: dict, teacher: MaftPlusCLIPModel) -> MaftPlusCLIPMode
         getattr(model, name).requires_grad_(False)
     model.logit_scale.data.copy_(teacher.logit_scale)
     model.logit_scale.requires_grad_(False)
-    look_at_neighbours(model.vision_model)
-    model.vision_model.set_attn_implementation("eager")  # on a CPU twice as fast as the fused backward pass
+    prepare_tower(model.vision_model)
     return model
+
+
+def prepare_tower(tower: nn.Module) -> None:
+    """What every ViT here begins with: `look_at_neighbours`, and the attention that trains fastest."""
+    look_at_neighbours(tower)
+    tower.set_attn_implementation("eager")  # on a CPU twice as fast as the fused backward pass
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 import yaml
 from PIL import Image
 
-from maftplus.shapes import ablation
 from maftplus.shapes.captions import caption_scene
 from maftplus.shapes.evaluate import _soft_iou, all_names, mask_sensitivity
 from maftplus.shapes.make_model import RECIPES
@@ -210,12 +209,6 @@ def test_mask_sensitivity_is_one_where_scores_follow_overlaps():
         logits[0, :, segment["category_id"]] += 5 * overlap
     outputs = SimpleNamespace(out_vocab_logits=logits, masks_queries_logits=masks[None])
     assert min(mask_sensitivity(outputs, [scene])) > 0.5
-
-
-def test_the_ablation_s_table_has_mean_and_deviation_over_seeds():
-    tables = [{"row": dict.fromkeys(ablation.COLUMNS, value)} for value in (0.5, 0.7)]
-    assert "| row | 60.0 ± 14.1 |" in ablation.format_markdown(tables)
-    assert "| row | 50.0 | 50.0 |" in ablation.format_markdown(tables[:1])
 
 
 def test_objects_that_nobody_asked_for_are_no_targets():

@@ -1,10 +1,7 @@
 """The ViT half of the shapes world's experiment: its pre-training, its proposer, its rows of the ablation."""
 
-import json
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +11,6 @@ from maftplus.shapes.objective import Normalise
 from maftplus.shapes.pretrain import build_clip, load_recipe, mask_accuracy, pretrain
 from maftplus.shapes.proposer import build_proposer, mask_recall, train_proposer
 from maftplus.shapes.scenes import export_coco_panoptic
-from maftplus.shapes.stages import run_stage
 from maftplus.shapes.tokenizer import train_tokenizer
 from maftplus.shapes.vit import (
     NEIGHBOURS,
@@ -182,46 +178,3 @@ def test_the_proposer_s_trunk_starts_from_clip(teacher_folder):
     trunk = build_proposer(recipe, clip).model.pixel_level_module.encoder.state_dict()
     for name in ("embeddings.patch_embeddings.weight", "encoder.stages.1.layers.0.pwconv1.weight"):
         torch.testing.assert_close(trunk[name], clip.vision_model.state_dict()[name])
-
-
-def test_the_vit_rows_are_trained_and_measured(vit, proposer, data, teacher_folder, tmp_path, monkeypatch):
-    work = tmp_path / "seed_0"
-
-    def pretrain_once(recipe, out, teacher):
-        vit.save_pretrained(out)
-        load_teacher(teacher)[1].save_pretrained(out)
-        return {"seed": recipe["seed"]}
-
-    monkeypatch.setattr(ablation, "pretrain_once", pretrain_once)
-    start = ablation.prepare_vit(work, 0, teacher_folder, proposer, data)
-    row = ablation.VIT_ROWS[-1]
-    assert ablation.run_row(row, work, start, 0, 1)["after"]["clip"] == {"seed": 0}
-    monkeypatch.setattr(ablation, "evaluate", partial(_patches_only, vit))
-    assert ablation.measure(work / row.folder, 2) == {"pooled": False}
-    assert ablation.measure(start.model, 2, pools_patches=True) == {"pooled": True}
-    assert json.loads((start.model / "figures_2_pooled.json").read_text())["figures"] == {"pooled": True}
-
-
-def _patches_only(vit, model, *_, **__) -> dict[str, bool]:
-    """Whether a model's mask embeddings are sums of patches, in place of its figures."""
-    clip = model.model.clip
-    vision, masks = clip.encode_image(torch.zeros(1, 3, 128, 128)), torch.ones(1, 1, 16, 16)
-    with torch.no_grad():
-        return {
-            "pooled": bool(np.allclose(clip.embed_mask_logits(vision, 9 * masks), pool_patches(clip, vision, masks)))
-        }
-
-
-def test_the_table_of_what_is_finished_counts_its_seeds(tmp_path, capsys):
-    figures = dict.fromkeys(ablation.COLUMNS, 0.5)
-    for seed, rows in ((0, (*ablation.ROWS, *ablation.VIT_ROWS)), (1, ablation.ROWS[:1])):
-        for row in rows:
-            folder = tmp_path / f"seed_{seed}" / row.folder
-            run_stage(folder, {}, lambda: None)
-            path = ablation.figures_path(folder, 300, row.pools_patches)
-            path.write_text(json.dumps({"settings": {}, "figures": figures}))
-    ablation.main(["--only_finished", "--work", str(tmp_path), "--out", str(tmp_path / "table"), "--seeds", "0", "1"])
-    table = capsys.readouterr().out
-    assert "| frozen CLIP | 50.0 ± 0.0 |" in table
-    assert table.count("| 1 |\n") == len(ablation.ROWS) + len(ablation.VIT_ROWS) - 1
-    assert (tmp_path / "table.png").is_file()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from maftplus.shapes import ablation, evaluate, make_model, none_of_these, pretrain, unseen_words
+from maftplus.shapes import evaluate, make_model, none_of_these, pretrain, unseen_words
 from maftplus.shapes.scenes import export_coco_panoptic
 from maftplus.shapes.stages import MARKER, finished_settings, run_stage, train_to_the_end
 
@@ -100,17 +100,6 @@ def test_another_seed_in_the_same_work_folder_makes_the_whole_chain_again(tmp_pa
         make_model.make(tmp_path, seed, num_small=1, num_whole=1)
     recipes = ["shapes_small.yaml", "shapes.yaml", "shapes_words.yaml"]
     assert runs == list(zip(recipes * 2, [0, 0, 7, 1, 1, 8]))
-
-
-def test_figures_of_a_model_that_was_trained_anew_are_measured_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation.MaftPlusForUniversalSegmentation, "from_pretrained", lambda folder: None)
-    monkeypatch.setattr(ablation.MaftPlusProcessor, "from_pretrained", lambda folder: None)
-    measured = iter((0.5, 0.7))
-    monkeypatch.setattr(ablation, "evaluate", lambda *given, **options: {"pq": next(measured)})
-    for seed, value in ((0, 0.5), (0, 0.5), (1, 0.7), (1, 0.7)):
-        run_stage(tmp_path / "row_1", {"seed": seed}, lambda: None)
-        assert ablation.measure(tmp_path / "row_1", 5) == {"pq": value}
-    assert ablation.finished(tmp_path, 5) == {ablation.ROWS[1].name: {"pq": 0.7}}
 
 
 def test_linking_code_keeps_files_that_are_not_ours(tmp_path):
