@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from training_tools import make_trainer
 from transformers import pipeline
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.train.finetuning.finetune import _check_out, finetune
+from maftplus.train.finetuning.finetune import _check_out, choose_mixture, finetune
 from maftplus.train.finetuning.kept import opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
@@ -150,11 +151,29 @@ def test_a_batch_holds_no_more_pictures_than_there_are(base, tmp_path):
     assert make_arguments(options, "eval_mean_iou", 3)[2].per_device_train_batch_size == 3
 
 
-@pytest.mark.parametrize(("form", "weights"), [("off", (0.4, 0.0)), ("semantic", (1.0, 1.0))])
-def test_quick_lets_the_segmenter_speak_where_no_transfer_learns(form, weights):
+@pytest.mark.parametrize(
+    ("recipe", "form", "weights"),
+    [
+        ("quick", "off", (0.0, 0.0)),
+        ("quick", "semantic", (0.0, 1.0)),
+        ("lora", "off", (0.0, 1.0)),
+        ("scratch", "off", (1.0, 1.0)),
+    ],
+)
+def test_trained_classes_go_by_the_segmenter_while_they_are_learnt(recipe, form, weights):
     config = tiny_config(cdt_form=form)
-    let_segmenter_speak(config)
+    let_segmenter_speak(config, recipe)
     assert (config.ensemble_alpha, config.mask_aware_weight) == weights
+
+
+def test_the_mixture_that_does_best_on_held_out_pictures_is_kept():
+    config, figures = tiny_config(), {0.0: 0.2, 0.4: 0.5, 1.0: 0.3}
+
+    def look():
+        return SimpleNamespace(task="semantic", figures={"mean_iou": figures[config.ensemble_alpha]})
+
+    assert choose_mixture(config, look).figures["mean_iou"] == 0.5
+    assert config.ensemble_alpha == 0.4
 
 
 def test_the_command_is_recorded_without_defaults(tmp_path):

@@ -31,6 +31,7 @@ from maftplus.train.finetuning.page import write_page
 from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
 from maftplus.train.finetuning.presets import (
     MINUTES,
+    MIXTURES,
     PATIENCE,
     SCRATCH,
     Arguments,
@@ -110,13 +111,12 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
     trainer, kept = _build(options, form, arguments, tell)
     look = partial(_measure_task, trainer, form)
     before = None if options.recipe == SCRATCH else look()
-    if options.recipe == "quick":
-        let_segmenter_speak(trainer.model.config)
+    let_segmenter_speak(trainer.model.config, options.recipe)
     plan = _plan(options, trainer, before or look(), tell)
     if before is not None:
         tell(f"before: {_describe(before)} on the held-out pictures")
     _train(trainer)
-    after = look()
+    after = choose_mixture(trainer.model.config, look)
     for one in kept:
         (one.after,) = measure(_predictor(trainer), one.data).values()
     story = Story(options, form, found, plan, after, before, kept, **_facts(trainer))
@@ -124,6 +124,21 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
         _write(story, trainer, arguments)
         _tell_the_end(story, tell)
     return story
+
+
+def choose_mixture(config: Any, look: Callable[[], Evaluation]) -> Evaluation:
+    """
+    Sets the weight of CLIP's scores for trained classes, `ensemble_alpha`, that does best on the held-out pictures.
+
+    Returns:
+        What `look` measured with it.
+    """
+    measured = {}
+    for alpha in MIXTURES if config.has_segmenter else (config.ensemble_alpha,):
+        config.ensemble_alpha = alpha
+        measured[alpha] = look()
+    config.ensemble_alpha = max(measured, key=lambda alpha: _figure(measured[alpha]))
+    return measured[config.ensemble_alpha]
 
 
 def _check_out(options: FinetuneOptions) -> None:
@@ -301,8 +316,12 @@ def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) ->
 
 
 def _describe(evaluation: Evaluation) -> str:
-    key, name = FIGURES[evaluation.task]
-    return f"{name} {100 * evaluation.figures[key.removeprefix('eval_')]:.1f}"
+    return f"{FIGURES[evaluation.task][1]} {100 * _figure(evaluation):.1f}"
+
+
+def _figure(evaluation: Evaluation) -> float:
+    """What tells the best model, a fraction of 1."""
+    return float(evaluation.figures[FIGURES[evaluation.task][0].removeprefix("eval_")])
 
 
 def _tell_the_end(story: Story, tell: Tell) -> None:

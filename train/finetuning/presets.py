@@ -17,7 +17,7 @@ SCRATCH, LORA = "scratch", "lora"
 MINUTES = {"quick": 10, "full": 45, LORA: 30, SCRATCH: 55}
 SCALES = (0.8, 1.0, 1.25)  # of a training picture's shorter side; a square of the evaluation's size is cut out
 PATIENCE = {"quick": 4, "full": 4, LORA: 4, SCRATCH: 0}  # from scratch the best figures come at the end
-FC_CLIP_ALPHA = 0.4  # weight of CLIP's scores for trained classes, arXiv 2308.02487
+MIXTURES = (0.0, 0.4, 1.0)  # weights of CLIP's scores for trained classes: none, FC-CLIP's (arXiv 2308.02487), MAFT+'s
 NOT_RECORDED = ("bf16", "use_cpu", "resume", "overwrite")
 Arguments = tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]
 
@@ -135,14 +135,18 @@ def _with_model(model_args: ModelArguments, options: FinetuneOptions) -> ModelAr
     return replace(model_args, model_name_or_path=options.model, model_config=changes)
 
 
-def let_segmenter_speak(config: Any) -> None:
+def let_segmenter_speak(config: Any, recipe: str) -> None:
     """
-    For `quick` on a model without Content-Dependent Transfer, in place: the segmenter's own class scores count for
-    trained classes. CLIP's scores alone, as in MAFT+, would be those of the frozen trunk.
+    Trained classes go by the segmenter's own class scores while they are learnt, in place; a preset only.
+
+    CLIP's scores, which alone count in MAFT+, learn a new word slowly: a softmax that is sure of old words gives the
+    mask-aware loss hardly a gradient. What CLIP's scores are worth in the end `finetune` measures.
     """
-    if config.cdt_form == "off":
+    if recipe == SCRATCH or not config.has_segmenter:
+        return
+    config.ensemble_alpha = 0.0
+    if recipe == "quick" and config.cdt_form == "off":
         config.mask_aware_weight = 0.0  # nothing that it reaches would train
-        config.ensemble_alpha = min(config.ensemble_alpha, FC_CLIP_ALPHA)
 
 
 def training_transforms(size: dict[str, int]) -> list[dict[str, Any]]:
