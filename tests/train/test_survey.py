@@ -113,8 +113,9 @@ def test_pictures_that_come_twice_are_told_and_above_all_across_the_split(tmp_pa
     make_label_maps(tmp_path, 1, images="val/images", labels="val/labels")
     shutil.copy(tmp_path / "train" / "images" / "2.png", tmp_path / "train" / "images" / "3.png")
     assert look(tmp_path).warnings == (
-        "1 training pictures come more than once: train/images/2.png = train/images/3.png.",
-        "1 pictures are in training and held out; figures will be too good: train/images/0.png = val/images/0.png.",
+        "training pictures that come more than once (1): train/images/2.png = train/images/3.png.",
+        "pictures both in training and held out (1), which flatters the figures: "
+        "train/images/0.png = val/images/0.png.",
     )
 
 

@@ -60,6 +60,7 @@ class Story:
     All that happened, for the report.
 
     Args:
+        mixture: Weight of CLIP's scores for trained classes.
         before: None from random weights, which know nothing.
         num_trained, num_parameters: Numbers that train, and all of the model.
     """
@@ -72,6 +73,7 @@ class Story:
     before: Evaluation | None = None
     kept: list[Kept] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
+    mixture: float = 1.0
     num_steps: int = 0
     best_step: int = 0
     num_trained: int = 0
@@ -83,7 +85,7 @@ class Story:
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds: fractions of 1, seconds, bytes."""
         figures = {"after": self.after} if self.before is None else {"before": self.before, "after": self.after}
-        names = ("num_steps", "best_step", "num_trained", "num_parameters", "seconds", "peak_bytes")
+        names = ("mixture", "num_steps", "best_step", "num_trained", "num_parameters", "seconds", "peak_bytes")
         measured = {name: scalar_figures(one.figures) for name, one in figures.items()}
         kept = [one.metrics for one in self.kept]
         return {**measured, "kept": kept, **{name: getattr(self, name) for name in names}, "plan": asdict(self.plan)}
@@ -280,6 +282,7 @@ def _facts(trainer: MaftPlusTrainer) -> dict[str, Any]:
     seconds = next((row["train_runtime"] for row in reversed(state.log_history) if "train_runtime" in row), 0.0)
     return {
         "history": state.log_history,
+        "mixture": trainer.model.config.ensemble_alpha,
         "num_steps": state.global_step,
         "best_step": int(best) if best.isdigit() else state.global_step,
         "num_trained": trained,
@@ -327,6 +330,7 @@ def _figure(evaluation: Evaluation) -> float:
 def _tell_the_end(story: Story, tell: Tell) -> None:
     out = story.options.out
     tell(f"after: {_describe(story.after)} on {story.after.num_images} held-out pictures (step {story.best_step})")
+    tell(f"CLIP's weight for trained classes: {story.mixture} (ensemble_alpha), the best of {MIXTURES} there")
     for one in story.kept:
         tell(one.line)
     tell(f"report: {out / REPORT}")

@@ -43,6 +43,7 @@ def _facts(story: "Story") -> dict[str, str]:
         "trained parameters": f"{story.num_trained:,} of {story.num_parameters:,} ({share:.1%})",
         "steps": f"{story.num_steps} of {story.plan.max_steps}" + (", stopped early" if stopped else ""),
         "kept": f"the state after step {story.best_step}, the best on the held-out pictures",
+        "CLIP's weight": f"{story.mixture} for trained classes (`ensemble_alpha`), the best on the held-out pictures",
         "time": f"{story.seconds / 60:.1f} minutes (estimated {story.plan.seconds / 60:.1f})",
         "largest memory": f"{story.peak_bytes / 1e9:.2f} GB",
         "measured": f"{story.after.num_images} held-out pictures; {story.form.split}",

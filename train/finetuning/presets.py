@@ -79,9 +79,10 @@ class FinetuneOptions:
     def command(self) -> str:
         """The command line of these options, what is at its default left out."""
         parts = ["maftplus", "finetune"]
+        always = ("model",) if self.model == SCRATCH else ("model", "preset")
         for field in (field for field in fields(self) if field.name not in NOT_RECORDED):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            if value != field.default or field.name in ("model", "preset"):
+            if value != field.default or field.name in always:
                 parts += [flag] if value is True else [flag, str(value)]
         return shlex.join(parts)
 

@@ -219,7 +219,7 @@ def _warnings(form: Form, done: dict[str, PartSurvey], parts: Sequence[str]) -> 
             )
         twice = [" = ".join(same) for same in part.hashes.values() if len(same) > 1]
         if twice:
-            warnings.append(f"{len(twice)} {kind} pictures come more than once: {list_some(twice)}.")
+            warnings.append(f"{kind} pictures that come more than once ({len(twice)}): {list_some(twice)}.")
         lacking = [names[index] for index in np.flatnonzero(part.pixels == 0)]
         if lacking:
             effect = "nothing teaches them" if name == "train" else "nothing measures them"
@@ -232,7 +232,7 @@ def _warn_across(done: dict[str, PartSurvey]) -> list[str]:
     both = [f"{train[key][0]} = {validation[key][0]}" for key in train if key in validation]
     if not both:
         return []
-    return [f"{len(both)} pictures are in training and held out; figures will be too good: {list_some(both)}."]
+    return [f"pictures both in training and held out ({len(both)}), which flatters the figures: {list_some(both)}."]
 
 
 def _describe_sizes(sizes: list[tuple[int, int]]) -> str:
