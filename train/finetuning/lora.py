@@ -166,8 +166,14 @@ def add_adapter(
         target_modules=layers,
         modules_to_save=[VOID] if model.config.has_segmenter else None,
     )
-    model.add_adapter(config, ADAPTER)
+    _inject(model, config)
     config.base_model_name_or_path = name_of_model(base) if base else None
+
+
+def _inject(model: MaftPlusForUniversalSegmentation, config: Any) -> None:
+    """As `model.add_adapter` of transformers, which from 5.24 on asks for a newer PEFT than this needs."""
+    _import_peft().inject_adapter_in_model(config, model, ADAPTER)
+    model._hf_peft_config_loaded = True  # transformers then saves the adapter alone
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -239,7 +245,7 @@ def remove_adapter(model: nn.Module, do_merge: bool = False) -> None:
             remove_adapter(child, do_merge)
     if has_adapter(model):
         del model.peft_config
-        model._hf_peft_config_loaded = False  # transformers' own mark, set by `add_adapter`
+        model._hf_peft_config_loaded = False
 
 
 def adapts_text(model: nn.Module) -> bool:
@@ -354,7 +360,7 @@ def load_adapter(
     adapter = peft.LoraConfig.from_pretrained(str(folder))
     adapter.inference_mode = False
     named = adapter.base_model_name_or_path
-    model.add_adapter(adapter, ADAPTER)
+    _inject(model, adapter)
     adapter.base_model_name_or_path = named
     load_adapter_weights(model, folder)
     if words[0]:
