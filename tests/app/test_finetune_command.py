@@ -37,6 +37,12 @@ def test_the_options_reach_the_library(tmp_path, monkeypatch):
     assert options.patience is None
 
 
+def test_a_preset_from_random_weights_is_refused(tmp_path):
+    result = invoke("--data", "d", "--model", "scratch", "--out", tmp_path, "--preset", "quick")
+    assert result.exit_code == 2
+    assert "leave it out" in result.output
+
+
 @pytest.mark.parametrize("option", ["--max-steps", "--batch-size", "--lora-rank"])
 def test_counts_are_positive(tmp_path, option):
     assert invoke("--data", "d", "--model", "shapes", "--out", tmp_path, option, "0").exit_code == 2

@@ -1,6 +1,7 @@
 """Fine-tuning: presets, the estimate, what is kept of other words, the report, the folder that is left."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from training_tools import make_trainer
 from transformers import pipeline
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.train.finetuning.finetune import _check_out, choose_mixture, finetune
+from maftplus.train.finetuning.finetune import _check_out, _clear_out, choose_mixture, finetune
 from maftplus.train.finetuning.kept import opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
@@ -272,7 +273,47 @@ def test_overwrite_leaves_what_is_not_its_own(data, base, tmp_path):
     for name in ("finetune.json", "metrics.json", "mine.txt"):
         (out / name).write_text("{}")
     _check_out(FinetuneOptions(str(data), out, str(base), overwrite=True))
+    assert len(list(out.iterdir())) == 3
+    _clear_out(out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_overwrite_deletes_nothing_before_all_is_looked_at(base, tmp_path):
+    (tmp_path / "finetune.json").write_text("{}")
+    with pytest.raises(OSError, match="no folder"):
+        run(tmp_path / "typo", base, tmp_path, overwrite=True)
+    assert (tmp_path / "finetune.json").is_file()
+
+
+def test_overwrite_keeps_the_model_that_it_starts_from(data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "finetune.json").write_text("{}")
+    with pytest.raises(ValueError, match="--model .* lies in"):
+        run(data, tmp_path / "model", tmp_path, overwrite=True)
+
+
+def test_resume_refuses_other_options_and_names_them(data, base, tmp_path):
+    options = FinetuneOptions(str(data), tmp_path, str(base), batch_size=2)
+    (tmp_path / "finetune.json").write_text(json.dumps({"options": options.recorded()}))
+    with pytest.raises(ValueError, match="--batch-size was 2, is 4"):
+        _check_out(replace(options, batch_size=4, resume=True))
+    _check_out(replace(options, resume=True, use_cpu=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"preset": "quick", "compensation_weight": 0.5}, "does nothing with quick"),
+        ({"model": "scratch", "compensation_weight": 0.5}, "does nothing with scratch"),
+        ({"model": "scratch", "preset": "full"}, "leave it out"),
+        ({"preset": "full", "lora": "trunk"}, "does nothing with full"),
+        ({"minutes": 0}, "more than 0"),
+        ({"learning_rate": -1}, "more than 0"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneOptions("data", tmp_path, **{"model": "shapes", **given}).check()
 
 
 def test_nothing_to_go_on_with_is_said(data, base, tmp_path):

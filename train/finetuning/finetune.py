@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ from maftplus.train.trainer import MaftPlusTrainer
 logger = logging.getLogger("maftplus.train")
 
 PLAN, REPORT, METRICS = "finetune.json", "report.html", "metrics.json"  # the first tells whose folder it is
+OPTIONS = "options"  # beside the plan's own fields
 FIGURES = {"semantic": ("eval_mean_iou", "mIoU"), "panoptic": ("eval_pq", "PQ")}
 NUM_EXAMPLES = 6
 Tell = Callable[[str], Any]
@@ -104,10 +106,8 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
         SystemExit: with 143 after SIGTERM; `resume` goes on from there.
     """
     options.check()
-    state = process_state()
-    tell = tell if state.is_main_process else _tell_nobody
-    if state.is_main_process:
-        _check_out(options)
+    tell = tell if process_state().is_main_process else _tell_nobody
+    _check_out(options)
     form, found = _look_at(options, tell)
     arguments = make_arguments(options, FIGURES[form.task][0], len(form.train))
     trainer, kept = _build(options, form, arguments, tell)
@@ -144,13 +144,44 @@ def choose_mixture(config: Any, look: Callable[[], Evaluation]) -> Evaluation:
 
 
 def _check_out(options: FinetuneOptions) -> None:
-    """Raises ValueError if `out` holds something and nothing says what to do with it; empties it where told so."""
+    """Raises ValueError if `out` holds something and nothing says what to do with it, or what the run itself needs."""
     out, is_ours = options.out, (options.out / PLAN).is_file()
-    if not out.exists() or options.resume:
-        return
-    if any(out.iterdir()) and not (options.overwrite and is_ours):
-        way = "go on with --resume, start anew with --overwrite, or " if is_ours else ""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name another --out.")
+    if options.resume:
+        _check_options(options)
+    elif out.exists() and any(out.iterdir()) and not (options.overwrite and is_ours):
+        resume = "go on with --resume, " if checkpoints_of(out) else ""
+        way = f"{resume}start anew with --overwrite, or " if is_ours else ""
         raise ValueError(f"{out} holds {'an earlier run' if is_ours else 'files'}: {way}name another --out.")
+    elif options.overwrite:
+        _check_needed(options)
+
+
+def _check_needed(options: FinetuneOptions) -> None:
+    """Raises ValueError if what the run reads lies in the folder that it empties."""
+    out = options.out.resolve()
+    for name in ("data", "model", "labels_file", "keep_data", "keep_labels"):
+        path = Path(getattr(options, name) or "").resolve()
+        if getattr(options, name) and out in (path, *path.parents) and path.exists():
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {path} lies in {options.out}, which --overwrite empties; name another --out.")
+
+
+def _check_options(options: FinetuneOptions) -> None:
+    """Raises ValueError if there is no run to go on with, or one of other options."""
+    path = options.out / PLAN
+    if not path.is_file():
+        raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
+    was, now = json.loads(path.read_text(encoding="utf-8")).get(OPTIONS, {}), options.recorded()
+    other = [name for name in now if name in was and was[name] != now[name]]
+    if other:
+        changes = "; ".join(f"--{name.replace('_', '-')} was {was[name]}, is {now[name]}" for name in other)
+        raise ValueError(f"{options.out}: --resume goes on with the options of its run ({changes}).")
+
+
+def _clear_out(out: Path) -> None:
+    """Deletes what an earlier run wrote into `out`, and nothing else."""
     for path in [*checkpoints_of(out), *(out / name for name in (PLAN, METRICS, REPORT, "model", "adapter"))]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -161,6 +192,8 @@ def _tell_nobody(line: str) -> None:
 
 def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
     columns = {"image_column": options.image_column, "label_column": options.label_column}
+    if options.ignore_value is not None:
+        columns["ignore_value"] = options.ignore_value
     task = "panoptic" if options.task == "instance" else options.task
     form = read_form(options.data, labels_file=options.labels_file, task=task, seed=options.seed, **columns)
     found = survey(form)
@@ -232,17 +265,17 @@ def _measure_task(trainer: MaftPlusTrainer, form: Form) -> Evaluation:
 def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluation, tell: Tell) -> Plan:
     """As long as an interrupted run had planned, or as three steps say."""
     path = options.out / PLAN
-    if options.resume and not path.is_file():
-        raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
     if options.resume:
-        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = Plan(**{name: value for name, value in plan.items() if name != OPTIONS})
     else:
-        minutes = options.minutes or MINUTES[options.recipe]
+        minutes = MINUTES[options.recipe] if options.minutes is None else options.minutes
         plan = make_plan(measure_steps(trainer), measured.seconds, minutes, options.max_steps)
         (plan,) = broadcast_object_list([plan])  # all processes train as long as the first
         if trainer.is_world_process_zero():
             options.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(asdict(plan), indent=2))
+            _clear_out(options.out)  # only now: all that could be wrong was looked at
+            write_atomically(path, json.dumps({**asdict(plan), OPTIONS: options.recorded()}, indent=2))
     tell(f"plan: {plan}")
     args = trainer.args
     args.max_steps, args.eval_steps, args.save_steps = plan.max_steps, plan.eval_steps, plan.eval_steps
