@@ -14,8 +14,10 @@ from training_tools import make_trainer
 from transformers import pipeline
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.train.finetuning.finetune import _check_out, _clear_out, choose_mixture, finetune
-from maftplus.train.finetuning.kept import opinions, stored_vocabulary
+from maftplus.train.data.registry import SegmentationDataset
+from maftplus.train.evaluation.evaluate import Evaluation
+from maftplus.train.finetuning.finetune import _check_out, _clear_out, choose_mixture, finetune, pick_watched
+from maftplus.train.finetuning.kept import Kept, find_others, opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
 from maftplus.train.finetuning.presets import (
@@ -206,6 +208,28 @@ def test_a_plan_fills_the_minutes_evaluations_included():
     assert 540 <= plan.seconds <= 600
 
 
+def test_a_plan_leaves_time_for_what_is_measured_before_and_after():
+    plan = make_plan(step_seconds=1.0, eval_seconds=6.0, minutes=10, other_seconds=300.0)
+    assert 540 <= plan.seconds <= 600
+    assert plan.max_steps < 300
+
+
+def test_so_few_steps_name_the_minutes_that_would_do():
+    plan = make_plan(10, 150, minutes=10, other_seconds=1650)
+    assert plan.max_steps == 1
+    assert make_plan(10, 150, plan.minutes_for(30), None, 1650).max_steps >= 30
+
+
+def test_of_many_held_out_pictures_fifty_are_measured_on_the_way():
+    def data(count):
+        vocabulary = parse_lines(["cat"], "here")
+        return SegmentationDataset("d", "semantic", vocabulary, list(range(count)), read=None, ignore_index=255)
+
+    assert len(pick_watched(data(50))) == 50
+    watched = pick_watched(data(120)).items
+    assert (len(watched), watched[0], watched[-1]) == (50, 0, 117)
+
+
 def test_steps_win_over_minutes():
     plan = make_plan(1.0, 6.0, minutes=10, max_steps=25)
     assert (plan.max_steps, plan.eval_steps) == (25, 3)
@@ -225,9 +249,21 @@ def test_a_model_agrees_with_its_own_opinions():
     def predict(samples, vocabulary, kinds):
         return [{"semantic": torch.tensor([[0, 1], [-1, 1]])} for _ in samples]
 
-    kept = opinions(predict, Data([picture]), vocabulary)
-    assert kept.data.samples[0]["segmentation_map"].tolist() == [[0, 1], [255, 1]]
+    kept = opinions(predict, Data([picture]), vocabulary, [0, 1])
+    (sample,) = kept.data
+    assert sample["segmentation_map"].tolist() == [[0, 1], [255, 1]]
+    assert sample["image"] is picture["image"]
     assert "2 other words" in kept.what
+
+
+def test_what_a_model_forgets_is_counted_over_words_that_are_not_trained():
+    vocabulary = parse_lines(["cat", "dog", "tree"], "here")
+    others = find_others(vocabulary, parse_lines(["cat, kitten", "sky"], "here"))
+    assert others == [1, 2]
+    counts = np.array([[90, 0, 0, 0], [0, 6, 2, 0], [0, 2, 0, 0], [10, 0, 0, 0]])
+    evaluation = Evaluation("pets", "semantic", vocabulary, counts)
+    figures = Kept("", None, others).of_others(evaluation)
+    assert figures == {"mean_iou_present": 0.3, "overall_accuracy": 0.6}
 
 
 def test_a_model_without_stored_words_has_no_vocabulary_to_keep(base):
@@ -297,6 +333,9 @@ def test_resume_refuses_other_options_and_names_them(data, base, tmp_path):
     (tmp_path / "finetune.json").write_text(json.dumps({"options": options.recorded()}))
     with pytest.raises(ValueError, match="--batch-size was 2, is 4"):
         _check_out(replace(options, batch_size=4, resume=True))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        _check_out(replace(options, resume=True))
+    (tmp_path / "checkpoint-1").mkdir()
     _check_out(replace(options, resume=True, use_cpu=True))
 
 

@@ -25,10 +25,11 @@ from maftplus.pictures.files import write_atomically
 from maftplus.train.checkpoints import checkpoints_of
 from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, scalar_figures
 from maftplus.train.finetuning.forms import Form, read_form
-from maftplus.train.finetuning.kept import Kept, find_vocabulary, measure, opinions, truth
+from maftplus.train.finetuning.kept import Kept, find_others, find_vocabulary, measure, opinions, truth
 from maftplus.train.finetuning.lora import count_trained, describe_adapter, has_adapter, merge_adapter, save_adapter
 from maftplus.train.finetuning.objects import Objects
 from maftplus.train.finetuning.page import write_page
+from maftplus.train.finetuning.parts import subset
 from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
 from maftplus.train.finetuning.presets import (
     MINUTES,
@@ -53,6 +54,8 @@ PLAN, REPORT, METRICS = "finetune.json", "report.html", "metrics.json"  # the fi
 OPTIONS = "options"  # beside the plan's own fields
 FIGURES = {"semantic": ("eval_mean_iou", "mIoU"), "panoptic": ("eval_pq", "PQ")}
 NUM_EXAMPLES = 6
+MOST_WATCHED = 50  # held-out pictures that are measured on the way
+FEW_STEPS = 30  # fewer are warned of
 Tell = Callable[[str], Any]
 
 
@@ -64,6 +67,7 @@ class Story:
     Args:
         mixture: Weight of CLIP's scores for trained classes.
         before: None from random weights, which know nothing.
+        num_watched: Held-out pictures that were measured on the way.
         num_trained, num_parameters: Numbers that train, and all of the model.
     """
 
@@ -74,6 +78,7 @@ class Story:
     after: Evaluation
     before: Evaluation | None = None
     kept: list[Kept] = field(default_factory=list)
+    num_watched: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     mixture: float = 1.0
     num_steps: int = 0
@@ -110,22 +115,42 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
     _check_out(options)
     form, found = _look_at(options, tell)
     arguments = make_arguments(options, FIGURES[form.task][0], len(form.train))
-    trainer, kept = _build(options, form, arguments, tell)
-    look = partial(_measure_task, trainer, form)
-    before = None if options.recipe == SCRATCH else look()
+    watched = pick_watched(form.validation)
+    trainer, kept = _build(options, form, watched, arguments, tell)
+    look = partial(_measure_task, trainer, watched)
+    before = None if options.recipe == SCRATCH else _measure_task(trainer, form.validation)
     let_segmenter_speak(trainer.model.config, options.recipe)
-    plan = _plan(options, trainer, before or look(), tell)
+    passes = _time_passes(form, watched, before or look(), kept, trainer.model.config)
+    plan = _plan(options, trainer, *passes, tell)
     if before is not None:
         tell(f"before: {_describe(before)} on the held-out pictures")
+    if watched is not form.validation:
+        tell(f"measured on the way: {len(watched)} of the {len(form.validation)} held-out pictures")
     _train(trainer)
     after = choose_mixture(trainer.model.config, look)
+    after = after if watched is form.validation else _measure_task(trainer, form.validation)
     for one in kept:
         (one.after,) = measure(_predictor(trainer), one.data).values()
-    story = Story(options, form, found, plan, after, before, kept, **_facts(trainer))
+    story = Story(options, form, found, plan, after, before, kept, len(watched), **_facts(trainer))
     if trainer.is_world_process_zero():
         _write(story, trainer, arguments)
         _tell_the_end(story, tell)
     return story
+
+
+def pick_watched(data: Any) -> Any:
+    """The held-out pictures that are measured on the way: all, or `MOST_WATCHED` that lie evenly among them."""
+    number = len(data)
+    return data if number <= MOST_WATCHED else subset(data, [i * number // MOST_WATCHED for i in range(MOST_WATCHED)])
+
+
+def _time_passes(form: Form, watched: Any, measured: Evaluation, kept: list[Kept], config: Any) -> tuple[float, float]:
+    """Seconds of a measurement on the way, and of all those before the first step and after the last."""
+    picture = measured.seconds / max(measured.num_images, 1)
+    on_the_way, whole = picture * len(watched), picture * len(form.validation)
+    mixtures = len(MIXTURES) if config.has_segmenter else 1
+    final = 0.0 if watched is form.validation else whole
+    return on_the_way, measured.seconds + mixtures * on_the_way + final + 2 * sum(one.seconds for one in kept)
 
 
 def choose_mixture(config: Any, look: Callable[[], Evaluation]) -> Evaluation:
@@ -178,6 +203,8 @@ def _check_options(options: FinetuneOptions) -> None:
     if other:
         changes = "; ".join(f"--{name.replace('_', '-')} was {was[name]}, is {now[name]}" for name in other)
         raise ValueError(f"{options.out}: --resume goes on with the options of its run ({changes}).")
+    if not checkpoints_of(options.out):
+        raise ValueError(f"{options.out} holds no checkpoint to go on from; start anew with --overwrite.")
 
 
 def _clear_out(out: Path) -> None:
@@ -203,7 +230,7 @@ def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
 
 
 def _build(
-    options: FinetuneOptions, form: Form, arguments: Arguments, tell: Tell
+    options: FinetuneOptions, form: Form, watched: Any, arguments: Arguments, tell: Tell
 ) -> tuple[MaftPlusTrainer, list[Kept]]:
     """The trainer, and what the model says to other words before anything is changed."""
     model_args, data_args, args = arguments
@@ -213,7 +240,7 @@ def _build(
     if options.recipe != SCRATCH:
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
-    trainer = assemble_trainer(model, processor, _training_data(form, tell), form.validation, *arguments)
+    trainer = assemble_trainer(model, processor, _training_data(form, tell), watched, *arguments)
     for other in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(other)
     trainer.add_callback(Progress(tell, form.task))
@@ -236,17 +263,21 @@ def _training_data(form: Form, tell: Tell) -> Any:
 
 
 def _keep(options: FinetuneOptions, predict: ModelPredictor, form: Form, tell: Tell) -> list[Kept]:
-    kept = []
+    """The base model on words that are not trained, if there are any."""
     if options.keep_data is not None:
-        other = read_form(options.keep_data, labels_file=options.keep_labels, seed=options.seed)
-        kept.append(truth(predict, other.whole))
+        data = read_form(options.keep_data, labels_file=options.keep_labels, seed=options.seed).whole
+        words, look = data.vocabulary, partial(truth, predict, data)
     else:
         words = find_vocabulary(predict.model.config, options.keep_labels)
-        if words is None:
-            tell("the model has stored no words: name others with --keep-labels to see what it forgets")
-        else:
-            kept.append(opinions(predict, form.validation, words))
-    return kept
+        look = partial(opinions, predict, form.validation, words)
+    if words is None:
+        tell("the model has stored no words: name others with --keep-labels to see what it forgets")
+        return []
+    others = find_others(words, form.vocabulary)
+    if not others:
+        tell(f"all of {words.name} are trained: name others with --keep-labels to see what it forgets")
+        return []
+    return [look(others=others)]
 
 
 def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor:
@@ -256,13 +287,14 @@ def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor
     return ModelPredictor(trainer.model, trainer.processing_class, {} if stored else None, context)
 
 
-def _measure_task(trainer: MaftPlusTrainer, form: Form) -> Evaluation:
+def _measure_task(trainer: MaftPlusTrainer, data: Any) -> Evaluation:
     trainer.model.to(trainer.args.device)
-    kinds = {form.task: form.task}
-    return measure(_predictor(trainer, stored=True), form.validation, kinds, NUM_EXAMPLES)[form.task]
+    return measure(_predictor(trainer, stored=True), data, {data.task: data.task}, NUM_EXAMPLES)[data.task]
 
 
-def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluation, tell: Tell) -> Plan:
+def _plan(
+    options: FinetuneOptions, trainer: MaftPlusTrainer, eval_seconds: float, other_seconds: float, tell: Tell
+) -> Plan:
     """As long as an interrupted run had planned, or as three steps say."""
     path = options.out / PLAN
     if options.resume:
@@ -270,13 +302,16 @@ def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluati
         plan = Plan(**{name: value for name, value in plan.items() if name != OPTIONS})
     else:
         minutes = MINUTES[options.recipe] if options.minutes is None else options.minutes
-        plan = make_plan(measure_steps(trainer), measured.seconds, minutes, options.max_steps)
+        plan = make_plan(measure_steps(trainer), eval_seconds, minutes, options.max_steps, other_seconds)
         (plan,) = broadcast_object_list([plan])  # all processes train as long as the first
         if trainer.is_world_process_zero():
             options.out.mkdir(parents=True, exist_ok=True)
             _clear_out(options.out)  # only now: all that could be wrong was looked at
             write_atomically(path, json.dumps({**asdict(plan), OPTIONS: options.recorded()}, indent=2))
     tell(f"plan: {plan}")
+    if plan.max_steps < FEW_STEPS and options.max_steps is None:
+        enough = plan.minutes_for(FEW_STEPS)
+        tell(f"warning: {plan.max_steps} steps hardly teach anything; {FEW_STEPS} take about --minutes {enough}.")
     args = trainer.args
     args.max_steps, args.eval_steps, args.save_steps = plan.max_steps, plan.eval_steps, plan.eval_steps
     args.logging_steps, args.warmup_steps = max(1, plan.max_steps // 50), plan.max_steps // 30
