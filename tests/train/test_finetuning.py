@@ -92,6 +92,24 @@ def test_the_report_tells_the_whole_story(finished):
     assert "kitten" not in text.split("<h2>Classes")[1].split("</table>")[0]  # a class goes by its first name
 
 
+def test_a_model_that_is_worse_than_its_base_is_called_so(finished):
+    story = replace(finished[0], before=finished[0].after)
+    assert story.worse is None
+    right, wrong = np.diag(np.full(4, 9)), np.full((4, 4), 9)
+    before, after = replace(story.after, counts=right), replace(story.after, counts=wrong)
+    story = replace(story, before=before, after=after)
+    assert "mIoU 100.0 before" in story.worse
+    assert story.caveats[-1] == story.worse
+
+
+def test_the_figures_are_said_to_be_chosen_on_the_same_pictures(finished):
+    _, lines, out = finished
+    chosen = "chosen on these pictures, so the figures flatter"
+    assert any(chosen in line for line in lines)
+    assert chosen in (out / "report.html").read_text()
+    assert chosen in (out / "model" / "README.md").read_text()
+
+
 def test_no_checkpoint_is_left(finished):
     assert not list(finished[2].glob("checkpoint-*"))
 
@@ -132,7 +150,8 @@ def test_lora_leaves_an_adapter_and_a_merged_model(data, base, tmp_path):
 
 
 def test_scratch_needs_no_model(data, tmp_path):
-    story, _ = run(data, "scratch", tmp_path / "out", max_steps=1)
+    story, lines = run(data, "scratch", tmp_path / "out", max_steps=1)
+    assert "a batch holds all 8 training pictures" in lines
     assert story.before is None
     assert story.kept == []
     assert (tmp_path / "out" / "model" / "config.json").is_file()

@@ -7,11 +7,12 @@ after on pictures that it does not train on; the best of its states on the way i
 `adapter/` (LoRA), `report.html` and `metrics.json`. Training itself is `train/run.py`'s.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from maftplus.pictures.files import write_atomically
 from maftplus.train.checkpoints import checkpoints_of
 from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, scalar_figures
+from maftplus.train.evaluation.pages import FIGURE, figure_of
+from maftplus.train.evaluation.reports import COLUMNS
 from maftplus.train.finetuning.forms import Form, read_form
 from maftplus.train.finetuning.kept import Kept, find_others, find_vocabulary, measure, opinions, truth
 from maftplus.train.finetuning.lora import count_trained, describe_adapter, has_adapter, merge_adapter, save_adapter
@@ -52,7 +55,6 @@ logger = logging.getLogger("maftplus.train")
 
 PLAN, REPORT, METRICS = "finetune.json", "report.html", "metrics.json"  # the first tells whose folder it is
 OPTIONS = "options"  # beside the plan's own fields
-FIGURES = {"semantic": ("eval_mean_iou", "mIoU"), "panoptic": ("eval_pq", "PQ")}
 NUM_EXAMPLES = 6
 MOST_WATCHED = 50  # held-out pictures that are measured on the way
 FEW_STEPS = 30  # fewer are warned of
@@ -89,6 +91,21 @@ class Story:
     peak_bytes: int = 0
 
     @property
+    def worse(self) -> str | None:
+        """Says so where the base model did better."""
+        if self.before is None or figure_of(self.after) >= figure_of(self.before):
+            return None
+        was, now = _describe(self.before), _describe(self.after)
+        return f"Worse than the base model: {was} before, {now} after; try --minutes, --learning-rate or --preset."
+
+    @property
+    def caveats(self) -> list[str]:
+        """What to know of the figures, a sentence each."""
+        which = "these pictures" if self.num_watched >= self.after.num_images else f"{self.num_watched} of these"
+        chosen = f"The best step and CLIP's weight were chosen on {which}, so the figures flatter a little."
+        return [chosen, *([self.worse] if self.worse else [])]
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds: fractions of 1, seconds, bytes."""
         figures = {"after": self.after} if self.before is None else {"before": self.before, "after": self.after}
@@ -108,13 +125,15 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
     Raises:
         ValueError, OSError: for what a user can cause, as `read_form`, `survey` and `make_arguments`; if `out` holds
             results already.
-        SystemExit: with 143 after SIGTERM; `resume` goes on from there.
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; `resume` goes on from the last checkpoint.
     """
     options.check()
     tell = tell if process_state().is_main_process else _tell_nobody
     _check_out(options)
     form, found = _look_at(options, tell)
-    arguments = make_arguments(options, FIGURES[form.task][0], len(form.train))
+    arguments = make_arguments(options, f"eval_{FIGURE[form.task]}", len(form.train))
+    if arguments[2].per_device_train_batch_size == len(form.train):
+        tell(f"a batch holds all {len(form.train)} training pictures")
     watched = pick_watched(form.validation)
     trainer, kept = _build(options, form, watched, arguments, tell)
     look = partial(_measure_task, trainer, watched)
@@ -164,7 +183,7 @@ def choose_mixture(config: Any, look: Callable[[], Evaluation]) -> Evaluation:
     for alpha in MIXTURES if config.has_segmenter else (config.ensemble_alpha,):
         config.ensemble_alpha = alpha
         measured[alpha] = look()
-    config.ensemble_alpha = max(measured, key=lambda alpha: _figure(measured[alpha]))
+    config.ensemble_alpha = max(measured, key=lambda alpha: figure_of(measured[alpha]))
     return measured[config.ensemble_alpha]
 
 
@@ -240,7 +259,8 @@ def _build(
     if options.recipe != SCRATCH:
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
-    trainer = assemble_trainer(model, processor, _training_data(form, tell), watched, *arguments)
+    with _words_unwarned() if options.recipe == SCRATCH else contextlib.nullcontext():
+        trainer = assemble_trainer(model, processor, _training_data(form, tell), watched, *arguments)
     for other in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(other)
     trainer.add_callback(Progress(tell, form.task))
@@ -252,6 +272,21 @@ def _build(
     if has_adapter(model):
         tell(describe_adapter(model))
     return trainer, kept
+
+
+@contextlib.contextmanager
+def _words_unwarned() -> Iterator[None]:
+    """From random weights every word is new and is spelt out: no warning says so."""
+    words = logging.getLogger("maftplus.processing_maftplus")
+    words.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        words.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "hardly met" not in record.getMessage()
 
 
 def _training_data(form: Form, tell: Tell) -> Any:
@@ -323,7 +358,7 @@ class Progress(ProgressCallback):
 
     def __init__(self, tell: Tell, task: str):
         super().__init__()
-        self.tell, (self.key, self.name) = tell, FIGURES[task]
+        self.tell, self.key, self.name = tell, f"eval_{FIGURE[task]}", COLUMNS[task][FIGURE[task]]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """The page draws the curves."""
@@ -336,7 +371,12 @@ class Progress(ProgressCallback):
 
 
 def _train(trainer: MaftPlusTrainer) -> None:
-    trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
+    try:
+        trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
+    except KeyboardInterrupt as error:
+        way = "go on with --resume" if checkpoints_of(Path(trainer.args.output_dir)) else "nothing is saved yet"
+        logger.warning("Stopped; %s.", way)
+        raise SystemExit(128 + signal.SIGINT) from error
     if trainer.sigterm.received:
         logger.warning("Stopped by SIGTERM; go on with --resume.")
         raise SystemExit(128 + signal.SIGTERM)
@@ -381,23 +421,22 @@ def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) ->
     data_args.dataset = f"{story.form.validation.name} ({story.form.split})"
     data_args.train_split, data_args.eval_split = "train", "held out"
     classes = [config.id2label[index] for index in range(len(config.id2label))]
+    data_args.eval_split += f" ({' '.join(story.caveats)})"
     metrics = {f"eval_{name}": value for name, value in scalar_figures(story.after.figures).items()}
     stuff = [classes[index] for index in config.stuff_ids or ()]
     write_card(story.options.out / "model", trainer, metrics, data_args, story.options.command(), "", classes, stuff)
 
 
 def _describe(evaluation: Evaluation) -> str:
-    return f"{FIGURES[evaluation.task][1]} {100 * _figure(evaluation):.1f}"
-
-
-def _figure(evaluation: Evaluation) -> float:
-    """What tells the best model, a fraction of 1."""
-    return float(evaluation.figures[FIGURES[evaluation.task][0].removeprefix("eval_")])
+    return f"{COLUMNS[evaluation.task][FIGURE[evaluation.task]]} {100 * figure_of(evaluation):.1f}"
 
 
 def _tell_the_end(story: Story, tell: Tell) -> None:
     out = story.options.out
     tell(f"after: {_describe(story.after)} on {story.after.num_images} held-out pictures (step {story.best_step})")
+    tell(story.caveats[0])
+    if story.worse:
+        tell(f"warning: {story.worse}")
     tell(f"CLIP's weight for trained classes: {story.mixture} (ensemble_alpha), the best of {MIXTURES} there")
     for one in story.kept:
         tell(one.line)
