@@ -16,7 +16,7 @@ from transformers import pipeline
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.data.registry import SegmentationDataset
 from maftplus.train.evaluation.evaluate import Evaluation
-from maftplus.train.finetuning.finetune import _check_out, _clear_out, choose_mixture, finetune, pick_watched
+from maftplus.train.finetuning.finetune import Progress, _check_out, _clear_out, choose_mixture, finetune, pick_watched
 from maftplus.train.finetuning.kept import Kept, find_others, opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
@@ -221,6 +221,12 @@ def test_three_steps_leave_weights_and_chance_as_they_were(tmp_path):
     assert trainer.optimizer is None
 
 
+def test_three_steps_save_memory_as_training_will(tmp_path):
+    trainer = make_trainer(tmp_path, gradient_checkpointing=True)
+    measure_steps(trainer)
+    assert trainer.model.is_gradient_checkpointing
+
+
 def test_a_plan_fills_the_minutes_evaluations_included():
     plan = make_plan(step_seconds=1.0, eval_seconds=6.0, minutes=10)
     assert plan.max_steps % plan.eval_steps == 0
@@ -345,6 +351,20 @@ def test_overwrite_keeps_the_model_that_it_starts_from(data, tmp_path):
     (tmp_path / "finetune.json").write_text("{}")
     with pytest.raises(ValueError, match="--model .* lies in"):
         run(data, tmp_path / "model", tmp_path, overwrite=True)
+
+
+def test_an_interrupted_run_is_gone_on_with(data, base, tmp_path, monkeypatch, caplog):
+    def interrupt(self, args, state, control, metrics=None, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_evaluate", interrupt)
+        with pytest.raises(SystemExit, match="130"):
+            run(data, base, tmp_path / "out")
+    assert "go on with --resume" in caplog.text
+    story, _ = run(data, base, tmp_path / "out", resume=True)
+    assert story.num_steps == 2
 
 
 def test_resume_refuses_other_options_and_names_them(data, base, tmp_path):
