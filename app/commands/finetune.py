@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,8 +18,8 @@ class Preset(str, Enum):
     lora = "lora"
 
 
-def _option(panel: str, *names: str, help: str, **limits: float) -> typer.models.OptionInfo:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **limits)
+def _option(panel: str, *names: str, help: str, **more: Any) -> typer.models.OptionInfo:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 @command()
@@ -30,17 +30,24 @@ def finetune(
     labels_file: Annotated[
         Path | None, _option(DATA, help="Names of the classes, a line each, where the data have none.")
     ] = None,
+    ignore_value: Annotated[
+        int | None, _option(DATA, min=0, help="Value of the label maps that means unlabelled, beside 255.")
+    ] = None,
     image_column: Annotated[str | None, _option(DATA, help="hub: the column of pictures.")] = None,
     label_column: Annotated[str | None, _option(DATA, help="hub: the column of label maps.")] = None,
     task: Annotated[Task | None, _option(DATA, help="Default: what the data hold.")] = None,
     preset: Annotated[
-        Preset, _option(TRAINING, help="quick: trunk frozen; full: as published; lora: adapters.")
-    ] = Preset.quick,
+        Preset | None, _option(TRAINING, help="quick (default): trunk frozen; full: as published; lora: adapters.")
+    ] = None,
     minutes: Annotated[float | None, _option(TRAINING, help="About how long. Default: the preset's.")] = None,
     max_steps: Annotated[int | None, _option(TRAINING, min=1, help="So many steps, whatever the minutes.")] = None,
     batch_size: Annotated[int | None, _option(TRAINING, min=1, help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, _option(TRAINING, help="Peak learning rate.")] = None,
     image_size: Annotated[int | None, _option(TRAINING, min=32, help="Shorter side of a picture, in pixels.")] = None,
+    lora: Annotated[
+        str | None,
+        _option(TRAINING, metavar="PARTS", help="Where adapters go: all, trunk, segmenter, segmenter-mlp, cdt, text."),
+    ] = None,
     lora_rank: Annotated[int, _option(TRAINING, min=1, help="Width of the adapters' matrices.")] = 8,
     compensation_weight: Annotated[
         float | None, _option(TRAINING, min=0, help="How firmly the trunk is held to the original one.")
@@ -75,7 +82,9 @@ def finetune(
     from maftplus.train.trainer import NonFiniteLossError
 
     given = {name: value for name, value in locals().items() if name in FinetuneOptions.__dataclass_fields__}
-    given.update(preset=preset.value, task=task and task.value)
+    if model == SCRATCH and preset is not None:
+        raise ValueError("--preset is for a trained model; leave it out with --model scratch.")
+    given.update(preset=(preset or Preset.quick).value, task=task and task.value)
     if model != SCRATCH:
         check_model_folder(resolve_model(model))
     precision = choose_dtype(None, dtype.value)

@@ -1,6 +1,7 @@
 """Fine-tuning: presets, the estimate, what is kept of other words, the report, the folder that is left."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ from training_tools import make_trainer
 from transformers import pipeline
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
-from maftplus.train.finetuning.finetune import _check_out, choose_mixture, finetune
-from maftplus.train.finetuning.kept import opinions, stored_vocabulary
+from maftplus.train.data.registry import SegmentationDataset
+from maftplus.train.evaluation.evaluate import Evaluation
+from maftplus.train.finetuning.finetune import Progress, _check_out, _clear_out, choose_mixture, finetune, pick_watched
+from maftplus.train.finetuning.kept import Kept, find_others, opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
 from maftplus.train.finetuning.plan import make_plan, measure_steps
 from maftplus.train.finetuning.presets import (
@@ -89,6 +92,24 @@ def test_the_report_tells_the_whole_story(finished):
     assert "kitten" not in text.split("<h2>Classes")[1].split("</table>")[0]  # a class goes by its first name
 
 
+def test_a_model_that_is_worse_than_its_base_is_called_so(finished):
+    story = replace(finished[0], before=finished[0].after)
+    assert story.worse is None
+    right, wrong = np.diag(np.full(4, 9)), np.full((4, 4), 9)
+    before, after = replace(story.after, counts=right), replace(story.after, counts=wrong)
+    story = replace(story, before=before, after=after)
+    assert "mIoU 100.0 before" in story.worse
+    assert story.caveats[-1] == story.worse
+
+
+def test_the_figures_are_said_to_be_chosen_on_the_same_pictures(finished):
+    _, lines, out = finished
+    chosen = "chosen on these pictures, so the figures flatter"
+    assert any(chosen in line for line in lines)
+    assert chosen in (out / "report.html").read_text()
+    assert chosen in (out / "model" / "README.md").read_text()
+
+
 def test_no_checkpoint_is_left(finished):
     assert not list(finished[2].glob("checkpoint-*"))
 
@@ -129,7 +150,8 @@ def test_lora_leaves_an_adapter_and_a_merged_model(data, base, tmp_path):
 
 
 def test_scratch_needs_no_model(data, tmp_path):
-    story, _ = run(data, "scratch", tmp_path / "out", max_steps=1)
+    story, lines = run(data, "scratch", tmp_path / "out", max_steps=1)
+    assert "a batch holds all 8 training pictures" in lines
     assert story.before is None
     assert story.kept == []
     assert (tmp_path / "out" / "model" / "config.json").is_file()
@@ -199,10 +221,38 @@ def test_three_steps_leave_weights_and_chance_as_they_were(tmp_path):
     assert trainer.optimizer is None
 
 
+def test_three_steps_save_memory_as_training_will(tmp_path):
+    trainer = make_trainer(tmp_path, gradient_checkpointing=True)
+    measure_steps(trainer)
+    assert trainer.model.is_gradient_checkpointing
+
+
 def test_a_plan_fills_the_minutes_evaluations_included():
     plan = make_plan(step_seconds=1.0, eval_seconds=6.0, minutes=10)
     assert plan.max_steps % plan.eval_steps == 0
     assert 540 <= plan.seconds <= 600
+
+
+def test_a_plan_leaves_time_for_what_is_measured_before_and_after():
+    plan = make_plan(step_seconds=1.0, eval_seconds=6.0, minutes=10, other_seconds=300.0)
+    assert 540 <= plan.seconds <= 600
+    assert plan.max_steps < 300
+
+
+def test_so_few_steps_name_the_minutes_that_would_do():
+    plan = make_plan(10, 150, minutes=10, other_seconds=1650)
+    assert plan.max_steps == 1
+    assert make_plan(10, 150, plan.minutes_for(30), None, 1650).max_steps >= 30
+
+
+def test_of_many_held_out_pictures_fifty_are_measured_on_the_way():
+    def data(count):
+        vocabulary = parse_lines(["cat"], "here")
+        return SegmentationDataset("d", "semantic", vocabulary, list(range(count)), read=None, ignore_index=255)
+
+    assert len(pick_watched(data(50))) == 50
+    watched = pick_watched(data(120)).items
+    assert (len(watched), watched[0], watched[-1]) == (50, 0, 117)
 
 
 def test_steps_win_over_minutes():
@@ -224,9 +274,21 @@ def test_a_model_agrees_with_its_own_opinions():
     def predict(samples, vocabulary, kinds):
         return [{"semantic": torch.tensor([[0, 1], [-1, 1]])} for _ in samples]
 
-    kept = opinions(predict, Data([picture]), vocabulary)
-    assert kept.data.samples[0]["segmentation_map"].tolist() == [[0, 1], [255, 1]]
+    kept = opinions(predict, Data([picture]), vocabulary, [0, 1])
+    (sample,) = kept.data
+    assert sample["segmentation_map"].tolist() == [[0, 1], [255, 1]]
+    assert sample["image"] is picture["image"]
     assert "2 other words" in kept.what
+
+
+def test_what_a_model_forgets_is_counted_over_words_that_are_not_trained():
+    vocabulary = parse_lines(["cat", "dog", "tree"], "here")
+    others = find_others(vocabulary, parse_lines(["cat, kitten", "sky"], "here"))
+    assert others == [1, 2]
+    counts = np.array([[90, 0, 0, 0], [0, 6, 2, 0], [0, 2, 0, 0], [10, 0, 0, 0]])
+    evaluation = Evaluation("pets", "semantic", vocabulary, counts)
+    figures = Kept("", None, others).of_others(evaluation)
+    assert figures == {"mean_iou_present": 0.3, "overall_accuracy": 0.6}
 
 
 def test_a_model_without_stored_words_has_no_vocabulary_to_keep(base):
@@ -272,7 +334,64 @@ def test_overwrite_leaves_what_is_not_its_own(data, base, tmp_path):
     for name in ("finetune.json", "metrics.json", "mine.txt"):
         (out / name).write_text("{}")
     _check_out(FinetuneOptions(str(data), out, str(base), overwrite=True))
+    assert len(list(out.iterdir())) == 3
+    _clear_out(out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_overwrite_deletes_nothing_before_all_is_looked_at(base, tmp_path):
+    (tmp_path / "finetune.json").write_text("{}")
+    with pytest.raises(OSError, match="no folder"):
+        run(tmp_path / "typo", base, tmp_path, overwrite=True)
+    assert (tmp_path / "finetune.json").is_file()
+
+
+def test_overwrite_keeps_the_model_that_it_starts_from(data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "finetune.json").write_text("{}")
+    with pytest.raises(ValueError, match="--model .* lies in"):
+        run(data, tmp_path / "model", tmp_path, overwrite=True)
+
+
+def test_an_interrupted_run_is_gone_on_with(data, base, tmp_path, monkeypatch, caplog):
+    def interrupt(self, args, state, control, metrics=None, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_evaluate", interrupt)
+        with pytest.raises(SystemExit, match="130"):
+            run(data, base, tmp_path / "out")
+    assert "go on with --resume" in caplog.text
+    story, _ = run(data, base, tmp_path / "out", resume=True)
+    assert story.num_steps == 2
+
+
+def test_resume_refuses_other_options_and_names_them(data, base, tmp_path):
+    options = FinetuneOptions(str(data), tmp_path, str(base), batch_size=2)
+    (tmp_path / "finetune.json").write_text(json.dumps({"options": options.recorded()}))
+    with pytest.raises(ValueError, match="--batch-size was 2, is 4"):
+        _check_out(replace(options, batch_size=4, resume=True))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        _check_out(replace(options, resume=True))
+    (tmp_path / "checkpoint-1").mkdir()
+    _check_out(replace(options, resume=True, use_cpu=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"preset": "quick", "compensation_weight": 0.5}, "does nothing with quick"),
+        ({"model": "scratch", "compensation_weight": 0.5}, "does nothing with scratch"),
+        ({"model": "scratch", "preset": "full"}, "leave it out"),
+        ({"preset": "full", "lora": "trunk"}, "does nothing with full"),
+        ({"minutes": 0}, "more than 0"),
+        ({"learning_rate": -1}, "more than 0"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneOptions("data", tmp_path, **{"model": "shapes", **given}).check()
 
 
 def test_nothing_to_go_on_with_is_said(data, base, tmp_path):

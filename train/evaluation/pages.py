@@ -12,6 +12,7 @@ from maftplus.pictures.report import Report
 from maftplus.train.evaluation.evaluate import Evaluation
 from maftplus.train.evaluation.reports import COLUMNS, FOOTNOTE, draw_example
 
+FIGURE = {"semantic": "mean_iou", "panoptic": "pq"}  # by which an evaluation goes
 CLASS_FIGURE = {"semantic": "per_category_iou", "panoptic": "per_category_pq"}
 CLASS_HEADING = {"semantic": "IoU", "panoptic": "PQ"}
 VOID = "(void)"
@@ -31,8 +32,13 @@ def add_evaluation(report: Report, evaluation: Evaluation, title: str = "") -> N
     report.add_table(
         f"{title}: figures in percent", ["pictures", *cells], [[evaluation.num_images, *cells.values()]], note
     )
-    heading = CLASS_HEADING[evaluation.task]
     report.add_table(f"{title}: classes, worst first", class_columns(evaluation), class_rows(evaluation))
+    add_mistakes(report, evaluation, title)
+
+
+def add_mistakes(report: Report, evaluation: Evaluation, title: str) -> None:
+    """Add what stands beside the figures: which classes are taken for which, the best and the worst pictures."""
+    heading = CLASS_HEADING[evaluation.task]
     if evaluation.task == "semantic":
         columns = ["truth", "taken for", "of the truth's pixels", "of all wrong pixels"]
         report.add_table(f"{title}: what is taken for what", columns, worst_pairs(evaluation))
@@ -77,11 +83,11 @@ def worst_pairs(evaluation: Evaluation, number: int = 10) -> list[list[str]]:
 
 def figure_of(evaluation: Evaluation) -> float:
     """The one figure by which an evaluation goes: mIoU or PQ, a fraction of 1."""
-    return float(evaluation.figures["mean_iou" if evaluation.task == "semantic" else "pq"])
+    return float(evaluation.figures[FIGURE[evaluation.task]])
 
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-__all__ = ["add_evaluation", "class_columns", "class_rows", "figure_of", "worst_pairs"]
+__all__ = ["FIGURE", "add_evaluation", "add_mistakes", "class_columns", "class_rows", "figure_of", "worst_pairs"]

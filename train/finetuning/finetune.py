@@ -7,13 +7,15 @@ after on pictures that it does not train on; the best of its states on the way i
 `adapter/` (LoRA), `report.html` and `metrics.json`. Training itself is `train/run.py`'s.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +25,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from maftplus.pictures.files import write_atomically
 from maftplus.train.checkpoints import checkpoints_of
 from maftplus.train.evaluation.evaluate import Evaluation, ModelPredictor, scalar_figures
+from maftplus.train.evaluation.pages import FIGURE, figure_of
+from maftplus.train.evaluation.reports import COLUMNS
 from maftplus.train.finetuning.forms import Form, read_form
-from maftplus.train.finetuning.kept import Kept, find_vocabulary, measure, opinions, truth
+from maftplus.train.finetuning.kept import Kept, find_others, find_vocabulary, measure, opinions, truth
 from maftplus.train.finetuning.lora import count_trained, describe_adapter, has_adapter, merge_adapter, save_adapter
 from maftplus.train.finetuning.objects import Objects
 from maftplus.train.finetuning.page import write_page
+from maftplus.train.finetuning.parts import subset
 from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_memory
 from maftplus.train.finetuning.presets import (
     MINUTES,
@@ -49,8 +54,10 @@ from maftplus.train.trainer import MaftPlusTrainer
 logger = logging.getLogger("maftplus.train")
 
 PLAN, REPORT, METRICS = "finetune.json", "report.html", "metrics.json"  # the first tells whose folder it is
-FIGURES = {"semantic": ("eval_mean_iou", "mIoU"), "panoptic": ("eval_pq", "PQ")}
+OPTIONS = "options"  # beside the plan's own fields
 NUM_EXAMPLES = 6
+MOST_WATCHED = 50  # held-out pictures that are measured on the way
+FEW_STEPS = 30  # fewer are warned of
 Tell = Callable[[str], Any]
 
 
@@ -62,6 +69,7 @@ class Story:
     Args:
         mixture: Weight of CLIP's scores for trained classes.
         before: None from random weights, which know nothing.
+        num_watched: Held-out pictures that were measured on the way.
         num_trained, num_parameters: Numbers that train, and all of the model.
     """
 
@@ -72,6 +80,7 @@ class Story:
     after: Evaluation
     before: Evaluation | None = None
     kept: list[Kept] = field(default_factory=list)
+    num_watched: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     mixture: float = 1.0
     num_steps: int = 0
@@ -80,6 +89,21 @@ class Story:
     num_parameters: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
+
+    @property
+    def worse(self) -> str | None:
+        """Says so where the base model did better."""
+        if self.before is None or figure_of(self.after) >= figure_of(self.before):
+            return None
+        was, now = _describe(self.before), _describe(self.after)
+        return f"Worse than the base model: {was} before, {now} after; try --minutes, --learning-rate or --preset."
+
+    @property
+    def caveats(self) -> list[str]:
+        """What to know of the figures, a sentence each."""
+        which = "these pictures" if self.num_watched >= self.after.num_images else f"{self.num_watched} of these"
+        chosen = f"The best step and CLIP's weight were chosen on {which}, so the figures flatter a little."
+        return [chosen, *([self.worse] if self.worse else [])]
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -101,31 +125,51 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
     Raises:
         ValueError, OSError: for what a user can cause, as `read_form`, `survey` and `make_arguments`; if `out` holds
             results already.
-        SystemExit: with 143 after SIGTERM; `resume` goes on from there.
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; `resume` goes on from the last checkpoint.
     """
     options.check()
-    state = process_state()
-    tell = tell if state.is_main_process else _tell_nobody
-    if state.is_main_process:
-        _check_out(options)
+    tell = tell if process_state().is_main_process else _tell_nobody
+    _check_out(options)
     form, found = _look_at(options, tell)
-    arguments = make_arguments(options, FIGURES[form.task][0], len(form.train))
-    trainer, kept = _build(options, form, arguments, tell)
-    look = partial(_measure_task, trainer, form)
-    before = None if options.recipe == SCRATCH else look()
+    arguments = make_arguments(options, f"eval_{FIGURE[form.task]}", len(form.train))
+    if arguments[2].per_device_train_batch_size == len(form.train):
+        tell(f"a batch holds all {len(form.train)} training pictures")
+    watched = pick_watched(form.validation)
+    trainer, kept = _build(options, form, watched, arguments, tell)
+    look = partial(_measure_task, trainer, watched)
+    before = None if options.recipe == SCRATCH else _measure_task(trainer, form.validation)
     let_segmenter_speak(trainer.model.config, options.recipe)
-    plan = _plan(options, trainer, before or look(), tell)
+    passes = _time_passes(form, watched, before or look(), kept, trainer.model.config)
+    plan = _plan(options, trainer, *passes, tell)
     if before is not None:
         tell(f"before: {_describe(before)} on the held-out pictures")
+    if watched is not form.validation:
+        tell(f"measured on the way: {len(watched)} of the {len(form.validation)} held-out pictures")
     _train(trainer)
     after = choose_mixture(trainer.model.config, look)
+    after = after if watched is form.validation else _measure_task(trainer, form.validation)
     for one in kept:
         (one.after,) = measure(_predictor(trainer), one.data).values()
-    story = Story(options, form, found, plan, after, before, kept, **_facts(trainer))
+    story = Story(options, form, found, plan, after, before, kept, len(watched), **_facts(trainer))
     if trainer.is_world_process_zero():
         _write(story, trainer, arguments)
         _tell_the_end(story, tell)
     return story
+
+
+def pick_watched(data: Any) -> Any:
+    """The held-out pictures that are measured on the way: all, or `MOST_WATCHED` that lie evenly among them."""
+    number = len(data)
+    return data if number <= MOST_WATCHED else subset(data, [i * number // MOST_WATCHED for i in range(MOST_WATCHED)])
+
+
+def _time_passes(form: Form, watched: Any, measured: Evaluation, kept: list[Kept], config: Any) -> tuple[float, float]:
+    """Seconds of a measurement on the way, and of all those before the first step and after the last."""
+    picture = measured.seconds / max(measured.num_images, 1)
+    on_the_way, whole = picture * len(watched), picture * len(form.validation)
+    mixtures = len(MIXTURES) if config.has_segmenter else 1
+    final = 0.0 if watched is form.validation else whole
+    return on_the_way, measured.seconds + mixtures * on_the_way + final + 2 * sum(one.seconds for one in kept)
 
 
 def choose_mixture(config: Any, look: Callable[[], Evaluation]) -> Evaluation:
@@ -139,18 +183,51 @@ def choose_mixture(config: Any, look: Callable[[], Evaluation]) -> Evaluation:
     for alpha in MIXTURES if config.has_segmenter else (config.ensemble_alpha,):
         config.ensemble_alpha = alpha
         measured[alpha] = look()
-    config.ensemble_alpha = max(measured, key=lambda alpha: _figure(measured[alpha]))
+    config.ensemble_alpha = max(measured, key=lambda alpha: figure_of(measured[alpha]))
     return measured[config.ensemble_alpha]
 
 
 def _check_out(options: FinetuneOptions) -> None:
-    """Raises ValueError if `out` holds something and nothing says what to do with it; empties it where told so."""
+    """Raises ValueError if `out` holds something and nothing says what to do with it, or what the run itself needs."""
     out, is_ours = options.out, (options.out / PLAN).is_file()
-    if not out.exists() or options.resume:
-        return
-    if any(out.iterdir()) and not (options.overwrite and is_ours):
-        way = "go on with --resume, start anew with --overwrite, or " if is_ours else ""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name another --out.")
+    if options.resume:
+        _check_options(options)
+    elif out.exists() and any(out.iterdir()) and not (options.overwrite and is_ours):
+        resume = "go on with --resume, " if checkpoints_of(out) else ""
+        way = f"{resume}start anew with --overwrite, or " if is_ours else ""
         raise ValueError(f"{out} holds {'an earlier run' if is_ours else 'files'}: {way}name another --out.")
+    elif options.overwrite:
+        _check_needed(options)
+
+
+def _check_needed(options: FinetuneOptions) -> None:
+    """Raises ValueError if what the run reads lies in the folder that it empties."""
+    out = options.out.resolve()
+    for name in ("data", "model", "labels_file", "keep_data", "keep_labels"):
+        path = Path(getattr(options, name) or "").resolve()
+        if getattr(options, name) and out in (path, *path.parents) and path.exists():
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {path} lies in {options.out}, which --overwrite empties; name another --out.")
+
+
+def _check_options(options: FinetuneOptions) -> None:
+    """Raises ValueError if there is no run to go on with, or one of other options."""
+    path = options.out / PLAN
+    if not path.is_file():
+        raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
+    was, now = json.loads(path.read_text(encoding="utf-8")).get(OPTIONS, {}), options.recorded()
+    other = [name for name in now if name in was and was[name] != now[name]]
+    if other:
+        changes = "; ".join(f"--{name.replace('_', '-')} was {was[name]}, is {now[name]}" for name in other)
+        raise ValueError(f"{options.out}: --resume goes on with the options of its run ({changes}).")
+    if not checkpoints_of(options.out):
+        raise ValueError(f"{options.out} holds no checkpoint to go on from; start anew with --overwrite.")
+
+
+def _clear_out(out: Path) -> None:
+    """Deletes what an earlier run wrote into `out`, and nothing else."""
     for path in [*checkpoints_of(out), *(out / name for name in (PLAN, METRICS, REPORT, "model", "adapter"))]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -161,6 +238,8 @@ def _tell_nobody(line: str) -> None:
 
 def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
     columns = {"image_column": options.image_column, "label_column": options.label_column}
+    if options.ignore_value is not None:
+        columns["ignore_value"] = options.ignore_value
     task = "panoptic" if options.task == "instance" else options.task
     form = read_form(options.data, labels_file=options.labels_file, task=task, seed=options.seed, **columns)
     found = survey(form)
@@ -170,7 +249,7 @@ def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
 
 
 def _build(
-    options: FinetuneOptions, form: Form, arguments: Arguments, tell: Tell
+    options: FinetuneOptions, form: Form, watched: Any, arguments: Arguments, tell: Tell
 ) -> tuple[MaftPlusTrainer, list[Kept]]:
     """The trainer, and what the model says to other words before anything is changed."""
     model_args, data_args, args = arguments
@@ -180,7 +259,8 @@ def _build(
     if options.recipe != SCRATCH:
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
-    trainer = assemble_trainer(model, processor, _training_data(form, tell), form.validation, *arguments)
+    with _words_unwarned() if options.recipe == SCRATCH else contextlib.nullcontext():
+        trainer = assemble_trainer(model, processor, _training_data(form, tell), watched, *arguments)
     for other in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(other)
     trainer.add_callback(Progress(tell, form.task))
@@ -194,6 +274,21 @@ def _build(
     return trainer, kept
 
 
+@contextlib.contextmanager
+def _words_unwarned() -> Iterator[None]:
+    """From random weights every word is new and is spelt out: no warning says so."""
+    words = logging.getLogger("maftplus.processing_maftplus")
+    words.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        words.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "hardly met" not in record.getMessage()
+
+
 def _training_data(form: Form, tell: Tell) -> Any:
     """The training part; of label maps whose names say what is stuff, things as single objects."""
     if form.task == "panoptic" or form.vocabulary.stuff is None:
@@ -203,17 +298,21 @@ def _training_data(form: Form, tell: Tell) -> Any:
 
 
 def _keep(options: FinetuneOptions, predict: ModelPredictor, form: Form, tell: Tell) -> list[Kept]:
-    kept = []
+    """The base model on words that are not trained, if there are any."""
     if options.keep_data is not None:
-        other = read_form(options.keep_data, labels_file=options.keep_labels, seed=options.seed)
-        kept.append(truth(predict, other.whole))
+        data = read_form(options.keep_data, labels_file=options.keep_labels, seed=options.seed).whole
+        words, look = data.vocabulary, partial(truth, predict, data)
     else:
         words = find_vocabulary(predict.model.config, options.keep_labels)
-        if words is None:
-            tell("the model has stored no words: name others with --keep-labels to see what it forgets")
-        else:
-            kept.append(opinions(predict, form.validation, words))
-    return kept
+        look = partial(opinions, predict, form.validation, words)
+    if words is None:
+        tell("the model has stored no words: name others with --keep-labels to see what it forgets")
+        return []
+    others = find_others(words, form.vocabulary)
+    if not others:
+        tell(f"all of {words.name} are trained: name others with --keep-labels to see what it forgets")
+        return []
+    return [look(others=others)]
 
 
 def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor:
@@ -223,27 +322,31 @@ def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor
     return ModelPredictor(trainer.model, trainer.processing_class, {} if stored else None, context)
 
 
-def _measure_task(trainer: MaftPlusTrainer, form: Form) -> Evaluation:
+def _measure_task(trainer: MaftPlusTrainer, data: Any) -> Evaluation:
     trainer.model.to(trainer.args.device)
-    kinds = {form.task: form.task}
-    return measure(_predictor(trainer, stored=True), form.validation, kinds, NUM_EXAMPLES)[form.task]
+    return measure(_predictor(trainer, stored=True), data, {data.task: data.task}, NUM_EXAMPLES)[data.task]
 
 
-def _plan(options: FinetuneOptions, trainer: MaftPlusTrainer, measured: Evaluation, tell: Tell) -> Plan:
+def _plan(
+    options: FinetuneOptions, trainer: MaftPlusTrainer, eval_seconds: float, other_seconds: float, tell: Tell
+) -> Plan:
     """As long as an interrupted run had planned, or as three steps say."""
     path = options.out / PLAN
-    if options.resume and not path.is_file():
-        raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
     if options.resume:
-        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = Plan(**{name: value for name, value in plan.items() if name != OPTIONS})
     else:
-        minutes = options.minutes or MINUTES[options.recipe]
-        plan = make_plan(measure_steps(trainer), measured.seconds, minutes, options.max_steps)
+        minutes = MINUTES[options.recipe] if options.minutes is None else options.minutes
+        plan = make_plan(measure_steps(trainer), eval_seconds, minutes, options.max_steps, other_seconds)
         (plan,) = broadcast_object_list([plan])  # all processes train as long as the first
         if trainer.is_world_process_zero():
             options.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(asdict(plan), indent=2))
+            _clear_out(options.out)  # only now: all that could be wrong was looked at
+            write_atomically(path, json.dumps({**asdict(plan), OPTIONS: options.recorded()}, indent=2))
     tell(f"plan: {plan}")
+    if plan.max_steps < FEW_STEPS and options.max_steps is None:
+        enough = plan.minutes_for(FEW_STEPS)
+        tell(f"warning: {plan.max_steps} steps hardly teach anything; {FEW_STEPS} take about --minutes {enough}.")
     args = trainer.args
     args.max_steps, args.eval_steps, args.save_steps = plan.max_steps, plan.eval_steps, plan.eval_steps
     args.logging_steps, args.warmup_steps = max(1, plan.max_steps // 50), plan.max_steps // 30
@@ -255,7 +358,7 @@ class Progress(ProgressCallback):
 
     def __init__(self, tell: Tell, task: str):
         super().__init__()
-        self.tell, (self.key, self.name) = tell, FIGURES[task]
+        self.tell, self.key, self.name = tell, f"eval_{FIGURE[task]}", COLUMNS[task][FIGURE[task]]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """The page draws the curves."""
@@ -268,7 +371,12 @@ class Progress(ProgressCallback):
 
 
 def _train(trainer: MaftPlusTrainer) -> None:
-    trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
+    try:
+        trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args))
+    except KeyboardInterrupt as error:
+        way = "go on with --resume" if checkpoints_of(Path(trainer.args.output_dir)) else "nothing is saved yet"
+        logger.warning("Stopped; %s.", way)
+        raise SystemExit(128 + signal.SIGINT) from error
     if trainer.sigterm.received:
         logger.warning("Stopped by SIGTERM; go on with --resume.")
         raise SystemExit(128 + signal.SIGTERM)
@@ -313,23 +421,22 @@ def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) ->
     data_args.dataset = f"{story.form.validation.name} ({story.form.split})"
     data_args.train_split, data_args.eval_split = "train", "held out"
     classes = [config.id2label[index] for index in range(len(config.id2label))]
+    data_args.eval_split += f" ({' '.join(story.caveats)})"
     metrics = {f"eval_{name}": value for name, value in scalar_figures(story.after.figures).items()}
     stuff = [classes[index] for index in config.stuff_ids or ()]
     write_card(story.options.out / "model", trainer, metrics, data_args, story.options.command(), "", classes, stuff)
 
 
 def _describe(evaluation: Evaluation) -> str:
-    return f"{FIGURES[evaluation.task][1]} {100 * _figure(evaluation):.1f}"
-
-
-def _figure(evaluation: Evaluation) -> float:
-    """What tells the best model, a fraction of 1."""
-    return float(evaluation.figures[FIGURES[evaluation.task][0].removeprefix("eval_")])
+    return f"{COLUMNS[evaluation.task][FIGURE[evaluation.task]]} {100 * figure_of(evaluation):.1f}"
 
 
 def _tell_the_end(story: Story, tell: Tell) -> None:
     out = story.options.out
     tell(f"after: {_describe(story.after)} on {story.after.num_images} held-out pictures (step {story.best_step})")
+    tell(story.caveats[0])
+    if story.worse:
+        tell(f"warning: {story.worse}")
     tell(f"CLIP's weight for trained classes: {story.mixture} (ensemble_alpha), the best of {MIXTURES} there")
     for one in story.kept:
         tell(one.line)

@@ -6,19 +6,21 @@ took a new thing for an old one). Of labelled pictures of other classes (`--keep
 Shapes: H x W the picture.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from maftplus.train.data.registry import Sample
 from maftplus.train.evaluation.evaluate import Evaluation, SampleStream, count_predictions, scalar_figures
-from maftplus.vocabularies.files import VocabularyFile, load_vocabulary_file
+from maftplus.train.finetuning.names import read_names
+from maftplus.vocabularies.files import VocabularyFile
+from maftplus.words_maftplus import find_seen_classes
 
 MOST_PICTURES = 100  # whose maps are kept in memory
 SEMANTIC = {"semantic": "semantic"}
-Measure = Callable[[Any, dict[str, str]], dict[str, Evaluation]]
 
 
 @dataclass
@@ -29,24 +31,40 @@ class Kept:
     Args:
         what: What the figures are, a sentence.
         data: What is measured: truth of its own, or the base model's answers.
+        others: Ids of the classes of `data` that are not trained; the figures are of these.
         before, after: None before the base model's own answers, which agree with themselves.
+        seconds: Of one pass over the data.
     """
 
     what: str
     data: Any
+    others: list[int]
     before: Evaluation | None = None
     after: Evaluation | None = field(default=None, repr=False)
+    seconds: float = 0.0
 
     @property
     def figures(self) -> list[str]:
         """mIoU and share of the pixels, before and after, in percent."""
-        return [_cell(self.before), _cell(self.after)]
+        return [_cell(one and self.of_others(one)) for one in (self.before, self.after)]
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """For JSON: fractions of 1."""
+        """For JSON: fractions of 1, of all classes and, under `others`, of those that are not trained."""
         both = {"before": self.before, "after": self.after}
-        return {"what": self.what, **{name: one and scalar_figures(one.figures) for name, one in both.items()}}
+        measured = {
+            name: one and {**scalar_figures(one.figures), "others": self.of_others(one)} for name, one in both.items()
+        }
+        return {"what": self.what, **measured}
+
+    def of_others(self, evaluation: Evaluation) -> dict[str, float]:
+        """mIoU of the classes that are not trained, and the share of their pixels; empty where no picture has them."""
+        counts = evaluation.counts  # by prediction, void last, and truth
+        total, right = counts[:, self.others].sum(), counts[self.others, self.others].sum()
+        if not total:
+            return {}
+        iou = np.nanmean(evaluation.figures["per_category_iou"][self.others])
+        return {"mean_iou_present": float(iou), "overall_accuracy": float(right / total)}
 
     @property
     def line(self) -> str:
@@ -72,33 +90,59 @@ def stored_vocabulary(config: Any) -> VocabularyFile | None:
     return VocabularyFile("the model's own words", names, classes, tuple(range(len(names))), stuff)
 
 
-def opinions(predict: Any, data: Any, vocabulary: VocabularyFile) -> Kept:
+@dataclass
+class Answers:
+    """What a model said of the first pictures of `data`; a picture is read again when it is asked for."""
+
+    data: Any
+    maps: list[np.ndarray]
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index, answer in enumerate(self.maps):
+            sample = self.data[index]
+            yield {"name": sample["name"], "image": sample["image"], "segmentation_map": answer}
+
+
+def find_others(vocabulary: VocabularyFile, trained: VocabularyFile) -> list[int]:
+    """Ids of the classes that share no name with a class that is trained."""
+    is_trained = find_seen_classes(vocabulary.prompts, trained.prompts)
+    return [index for index, known in enumerate(is_trained) if not known]
+
+
+def opinions(predict: Any, data: Any, vocabulary: VocabularyFile, others: list[int]) -> Kept:
     """What the model sees in pictures under other words now, as the truth that it is held to later."""
     size = np.uint8 if vocabulary.num_labels < 255 else np.uint16
     void = int(np.iinfo(size).max)
-    samples = []
-    for sample in islice(iter(data[index] for index in range(len(data))), MOST_PICTURES):
-        (prediction,) = predict([sample], vocabulary, SEMANTIC)
+    maps, start = [], time.perf_counter()
+    for index in range(min(len(data), MOST_PICTURES)):
+        (prediction,) = predict([data[index]], vocabulary, SEMANTIC)
         classes = np.asarray(prediction["semantic"])
-        classes = np.where((classes >= 0) & (classes < vocabulary.num_labels), classes, void).astype(size)
-        samples.append({"name": sample["name"], "image": sample["image"], "segmentation_map": classes})
-    what = f"agreement with the base model under {vocabulary.num_labels} other words ({vocabulary.name})"
-    return Kept(what, SampleStream(data.name, vocabulary, samples, ignore_index=void))
+        maps.append(np.where((classes >= 0) & (classes < vocabulary.num_labels), classes, void).astype(size))
+    what = f"agreement with the base model under {len(others)} other words ({vocabulary.name})"
+    stream = SampleStream(data.name, vocabulary, Answers(data, maps), ignore_index=void)
+    return Kept(f"{what}{_left_out(vocabulary, others)}", stream, others, seconds=time.perf_counter() - start)
 
 
-def truth(predict: Any, data: Any) -> Kept:
+def truth(predict: Any, data: Any, others: list[int]) -> Kept:
     """Figures on labelled pictures of other classes."""
     (before,) = measure(predict, data).values()
-    return Kept(f"{data.vocabulary.num_labels} classes of {data.name} that were not trained", data, before)
+    what = f"{len(others)} classes of {data.name} that were not trained{_left_out(data.vocabulary, others)}"
+    return Kept(what, data, others, before, seconds=before.seconds)
+
+
+def _left_out(vocabulary: VocabularyFile, others: list[int]) -> str:
+    trained = vocabulary.num_labels - len(others)
+    return f"; {trained} more are trained and not counted" if trained else ""
 
 
 def find_vocabulary(config: Any, name_or_file: str | None) -> VocabularyFile | None:
     """The words to keep: those named, or those that the model has stored."""
-    return stored_vocabulary(config) if name_or_file is None else load_vocabulary_file(name_or_file)
+    return stored_vocabulary(config) if name_or_file is None else read_names(name_or_file).vocabulary
 
 
-def _cell(evaluation: Evaluation | None) -> str:
-    if evaluation is None:
+def _cell(figures: dict[str, float] | None) -> str:
+    if figures is None:
         return "mIoU 100, 100 % of the pixels"
-    figures = evaluation.figures
+    if not figures:
+        return "no pixel of them"
     return f"mIoU {100 * figures['mean_iou_present']:.1f}, {100 * figures['overall_accuracy']:.1f} % of the pixels"

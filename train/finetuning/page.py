@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from maftplus.pictures.report import Report
 from maftplus.train.evaluation.evaluate import scalar_figures
-from maftplus.train.evaluation.pages import CLASS_FIGURE, CLASS_HEADING, add_evaluation
+from maftplus.train.evaluation.pages import CLASS_FIGURE, CLASS_HEADING, FIGURE, add_mistakes
 from maftplus.train.evaluation.reports import COLUMNS as FIGURES
 from maftplus.train.finetuning.survey import COLUMNS
 
@@ -31,7 +31,7 @@ def write_page(story: "Story", path: Path) -> None:
     _add_changes(report, story)
     rows = [[one.what, *one.figures] for one in story.kept]
     report.add_table("Other words", ["", "before", "after"], rows, NO_TRUTH)
-    add_evaluation(report, story.after, "After")
+    add_mistakes(report, story.after, "After")
     report.write(path)
 
 
@@ -55,9 +55,9 @@ def _add_curves(report: Report, story: "Story") -> None:
     names = sorted({name for row in rows for name in row if name.startswith("loss") and not name[-1].isdigit()})
     curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
     report.add_curves("Losses on the training pictures", curves, "Weighted, by step.")
-    figure = {"semantic": "eval_mean_iou", "panoptic": "eval_pq"}[story.after.task]
-    points = [(row["step"], 100 * row[figure]) for row in story.history if figure in row]
-    report.add_curves(HELD_OUT, {figure.removeprefix("eval_"): points}, "In percent, by step.")
+    figure = FIGURE[story.after.task]
+    points = [(row["step"], 100 * row[f"eval_{figure}"]) for row in story.history if f"eval_{figure}" in row]
+    report.add_curves(HELD_OUT, {figure: points}, f"In percent, by step, on {story.num_watched} pictures.")
 
 
 def _add_changes(report: Report, story: "Story") -> None:
@@ -68,7 +68,12 @@ def _add_changes(report: Report, story: "Story") -> None:
     figures = {name: scalar_figures(one.figures) for name, one in measured.items()}
     shown = [key for key in columns if not math.isnan(figures["after"].get(key, math.nan))]
     rows = [[name, *(f"{100 * values[key]:.1f}" for key in shown)] for name, values in figures.items()]
-    report.add_table(f"{HELD_OUT}, before and after", ["", *(columns[key] for key in shown)], rows, "In percent.")
+    report.add_table(
+        f"{HELD_OUT}, before and after",
+        ["", *(columns[key] for key in shown)],
+        rows,
+        " ".join(["In percent.", *story.caveats]),
+    )
     by_class = [one.figures[CLASS_FIGURE[task]] for one in measured.values()]
     rows = [
         [name, *("-" if math.isnan(values[index]) else f"{100 * values[index]:.1f}" for values in by_class)]

@@ -24,6 +24,7 @@ class Plan:
         max_steps, eval_steps: Steps in all, and between two measurements.
         step_seconds, eval_seconds: Of one step, of one measurement.
         peak_bytes: Largest memory so far, the three steps included.
+        other_seconds: Of what is measured before the first step and after the last.
     """
 
     max_steps: int
@@ -31,11 +32,19 @@ class Plan:
     step_seconds: float
     eval_seconds: float
     peak_bytes: int
+    other_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of all of it."""
-        return self.max_steps * self.step_seconds + math.ceil(self.max_steps / self.eval_steps) * self.eval_seconds
+        measured = math.ceil(self.max_steps / self.eval_steps) * self.eval_seconds
+        return self.max_steps * self.step_seconds + measured + self.other_seconds
+
+    def minutes_for(self, num_steps: int) -> int:
+        """About how many minutes so many steps take."""
+        training = num_steps * self.step_seconds
+        on_the_way = max(self.eval_seconds, training * EVALUATION_SHARE / (1 - EVALUATION_SHARE))
+        return math.ceil((training + on_the_way + self.other_seconds) / 60)
 
     def __str__(self) -> str:
         return (
@@ -44,17 +53,19 @@ class Plan:
         )
 
 
-def make_plan(step_seconds: float, eval_seconds: float, minutes: float, max_steps: int | None = None) -> Plan:
-    """Steps that fill `minutes`, evaluations included, unless `max_steps` says how many."""
+def make_plan(
+    step_seconds: float, eval_seconds: float, minutes: float, max_steps: int | None = None, other_seconds: float = 0.0
+) -> Plan:
+    """Steps that fill `minutes`, all that is measured included, unless `max_steps` says how many."""
     if max_steps is None:
-        budget = 60 * minutes
+        budget = max(0.0, 60 * minutes - other_seconds)
         count = max(1, min(MOST_EVALUATIONS, int(EVALUATION_SHARE * budget / max(eval_seconds, 1e-9))))
         eval_steps = max(1, int((budget - count * eval_seconds) / step_seconds / count))
         max_steps = eval_steps * count
     else:
         count = min(MOST_EVALUATIONS, max_steps)
         eval_steps = math.ceil(max_steps / count)
-    return Plan(max_steps, eval_steps, step_seconds, eval_seconds, peak_memory())
+    return Plan(max_steps, eval_steps, step_seconds, eval_seconds, peak_memory(), other_seconds)
 
 
 def measure_steps(trainer: MaftPlusTrainer) -> float:
@@ -66,6 +77,8 @@ def measure_steps(trainer: MaftPlusTrainer) -> float:
     """
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in trained]
+    if trainer.args.gradient_checkpointing:  # the Trainer does so later, in `train`
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     optimizer, seconds = trainer.create_optimizer(), []
     try:
         with torch.random.fork_rng():

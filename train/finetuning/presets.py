@@ -19,6 +19,7 @@ SCALES = (0.8, 1.0, 1.25)  # of a training picture's shorter side; a square of t
 PATIENCE = {"quick": 4, "full": 4, LORA: 4, SCRATCH: 0}  # from scratch the best figures come at the end
 MIXTURES = (0.0, 0.4, 1.0)  # weights of CLIP's scores for trained classes: none, FC-CLIP's (arXiv 2308.02487), MAFT+'s
 NOT_RECORDED = ("bf16", "use_cpu", "resume", "overwrite")
+HOLDS_TRUNK = ("full", LORA)  # presets in which the trunk trains, held to the original one
 Arguments = tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]
 
 
@@ -33,6 +34,8 @@ class FinetuneOptions:
         model: Folder or Hub name of a model, or `"scratch"`.
         task: `"semantic"`, `"instance"`, `"panoptic"`.
         max_steps, minutes: How long; steps win over minutes.
+        ignore_value: Value of label maps that means unlabelled, beside those that `read_form` knows.
+        lora: Parts of the model that get adapters, joined by `+` (`lora.match_modules`).
         image_size: Shorter side of a picture, in training, evaluation and use.
         keep_labels: Vocabulary (name or file) whose results are compared before and after; default: the stored one.
         keep_data: Labelled pictures of other classes that are measured before and after.
@@ -43,6 +46,7 @@ class FinetuneOptions:
     out: Path
     model: str = SCRATCH
     labels_file: Path | None = None
+    ignore_value: int | None = None
     image_column: str | None = None
     label_column: str | None = None
     task: str | None = None
@@ -53,6 +57,7 @@ class FinetuneOptions:
     learning_rate: float | None = None
     compensation_weight: float | None = None
     image_size: int | None = None
+    lora: str | None = None
     lora_rank: int = 8
     keep_labels: str | None = None
     keep_data: str | None = None
@@ -70,11 +75,25 @@ class FinetuneOptions:
         return SCRATCH if self.model == SCRATCH else self.preset
 
     def check(self) -> None:
-        """Raises ValueError for a preset that does not exist or cannot start from random weights."""
+        """Raises ValueError for an unknown preset, options that do not go with it, and numbers below their limits."""
         if self.preset not in MINUTES or self.preset == SCRATCH:
             raise ValueError(f"`preset` must be quick, full or lora, got {self.preset!r}.")
-        if self.recipe == SCRATCH and self.preset == LORA:
-            raise ValueError("`preset` lora adapts a trained model; leave it out with --model scratch.")
+        if self.recipe == SCRATCH and self.preset != "quick":
+            raise ValueError(f"`preset` {self.preset} is for a trained model; leave it out with --model scratch.")
+        if self.compensation_weight is not None and self.recipe not in HOLDS_TRUNK:
+            raise ValueError(
+                f"--compensation-weight does nothing with {self.recipe}: take it with preset full or lora."
+            )
+        if self.lora is not None and self.recipe != LORA:
+            raise ValueError(f"--lora does nothing with {self.recipe}: take it with preset lora.")
+        for name in ("minutes", "learning_rate"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be more than 0, got {value}.")
+
+    def recorded(self) -> dict[str, str]:
+        """What a run that goes on shares with the one that began: all options but those of the machine and `out`."""
+        names = (field.name for field in fields(self) if field.name not in (*NOT_RECORDED, "out"))
+        return {name: str(getattr(self, name)) for name in names}
 
     def command(self) -> str:
         """The command line of these options, what is at its default left out."""
@@ -106,6 +125,7 @@ def make_arguments(options: FinetuneOptions, figure: str, num_train: int) -> Arg
         "use_cpu": options.use_cpu,
         "learning_rate": options.learning_rate,
         "per_device_train_batch_size": options.batch_size,
+        "lora": options.lora,
         "lora_rank": options.lora_rank,
         "gradient_checkpointing": options.gradient_checkpointing or None,
         "metric_for_best_model": figure,
