@@ -73,6 +73,11 @@ def finetune(
     overwrite: Annotated[bool, _option(DATA, "--overwrite", help="Replace what an earlier run left there.")] = False,
 ) -> None:
     """Fine-tune a model on your own labelled pictures, or train one from scratch; measured before and after."""
+    _run(dict(locals()))
+
+
+def _run(given: dict[str, Any]) -> None:
+    """Raises ValueError, OSError for what a user can cause."""
     import torch
 
     from maftplus.app.models import check_model_folder, resolve_model
@@ -81,13 +86,13 @@ def finetune(
     from maftplus.train.finetuning.presets import SCRATCH, FinetuneOptions
     from maftplus.train.trainer import NonFiniteLossError
 
-    given = {name: value for name, value in locals().items() if name in FinetuneOptions.__dataclass_fields__}
+    model, preset, task = given["model"], given["preset"], given["task"]
     if model == SCRATCH and preset is not None:
         raise ValueError("--preset is for a trained model; leave it out with --model scratch.")
     given.update(preset=(preset or Preset.quick).value, task=task and task.value)
     if model != SCRATCH:
         check_model_folder(resolve_model(model))
-    precision = choose_dtype(None, dtype.value)
+    precision = choose_dtype(None, given.pop("dtype").value)
     if precision == torch.float16:
         raise ValueError("--dtype float16 does not train; take bfloat16 or float32.")
     try:
