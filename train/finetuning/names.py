@@ -186,7 +186,7 @@ def _number(
 ) -> tuple[VocabularyFile, list[str], list[str]]:
     """Names without ids: which values they stand for, a note where not 0, 1, 2, ..., a warning where it is a guess."""
     number, used = vocabulary.num_labels, values - {*UNLABELLED, ignore_value}
-    if number <= 2 and values == {0, 255}:
+    if number <= 2 and values - {ignore_value} == {0, 255}:
         named = vocabulary if number == 2 else _with_background(vocabulary)
         return replace(named, raw_ids=(0, 255)), [f"The label maps hold 0 and 255: 255 is {named.names[1]!r}."], []
     if number == 1 and used == {0, 1}:
