@@ -100,7 +100,8 @@ class Form:
         if self.test is self.validation:
             return self
         measured = join(self.validation, self.test, self.validation.name) if and_validation else self.test
-        return replace(self, validation=measured)
+        split = f"{self.split}; {len(self.test)} pictures of the part `test`, which count as held out here"
+        return replace(self, validation=measured, split=split)
 
     @property
     def lines(self) -> list[str]:
