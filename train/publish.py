@@ -33,7 +33,7 @@ BODY = """---
 ---
 
 # {title}
-
+{base}
 Open-vocabulary segmentation, trained with MAFT / MAFT+ ([arXiv 2310.00240](https://arxiv.org/abs/2310.00240),
 [arXiv 2408.00744](https://arxiv.org/abs/2408.00744)).
 
@@ -73,6 +73,8 @@ def write_card(
     recipe: str,
     classes: Sequence[str] = (),
     stuff: Sequence[str] = (),
+    title: str | None = None,
+    base: str | None = None,
 ) -> list[Path]:
     """
     `README.md` and `loss_curves.png` in `folder`; returns what was written.
@@ -80,15 +82,19 @@ def write_card(
     Args:
         metrics: As `Trainer.evaluate` returned them; they become `model-index` entries.
         command: The command that trained and measured, without secrets.
-        recipe: Text of the recipe used, without secrets.
+        recipe: Text of the recipe used, without secrets; may be empty.
         classes, stuff: The model's own words for the card's example.
+        title: What the model is called, where its folder's name says nothing; the example then names the whole path.
+        base: What was trained on from here.
     """
     has_curves = draw_curves(trainer.state.log_history, folder / CURVES)
     args, data_name = trainer.args, escaped(data_args.dataset)
+    path, title = (folder.name, folder.name) if title is None else (folder.as_posix(), title)
     card = BODY.format(
-        metadata=_metadata(folder.name, metrics, data_args.eval_dataset or data_args.dataset).to_yaml(),
-        title=escaped(folder.name),
-        usage=_usage(folder.name, trainer.model, classes[:SHOWN_CLASSES], stuff),
+        metadata=_metadata(title, metrics, data_args.eval_dataset or data_args.dataset).to_yaml(),
+        title=escaped(title),
+        base="" if base is None else f"\nBase model: {escaped(base)}.\n",
+        usage=_usage(path, trainer.model, classes[:SHOWN_CLASSES], stuff),
         data=data_name,
         num_samples=len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "streamed",
         num_classes=trainer.data_collator.num_classes,
@@ -96,7 +102,7 @@ def write_card(
         images_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         versions=_versions(),
         command=fenced(command),
-        recipe=fenced(recipe.strip(), "yaml"),
+        recipe=fenced(recipe.strip(), "yaml") if recipe.strip() else "",
         curves=f"![Losses]({CURVES})" if has_curves else "",
         results=_results_table(metrics, data_args),
     )

@@ -11,24 +11,22 @@ from maftplus.app.command import command
 
 if TYPE_CHECKING:
     from maftplus.train.evaluation.evaluate import Evaluation
+    from maftplus.train.finetuning.forms import Form
     from maftplus.train.finetuning.survey import Survey
 
 WORST = 3  # pictures of the report, and as many of the best
 
 
-class MeasuredTask(str, Enum):
-    semantic = "semantic"
-    panoptic = "panoptic"
-
-
 class Split(str, Enum):
     validation = "validation"
     train = "train"
+    test = "test"
     all = "all"
 
 
 MEASURED = {
-    Split.validation: "held-out pictures",
+    Split.validation: "validation pictures ({split}); held out only if the model was trained with that {what}",
+    Split.test: "test pictures: held out only if the model was not trained on them",
     Split.train: "training pictures: a model that was trained on them looks better than it is",
     Split.all: "all pictures: a model that was trained on some of them looks better than it is",
 }
@@ -38,11 +36,16 @@ DataFolder = Annotated[str, typer.Option(help="Folder of labelled pictures in an
 NamesFile = Annotated[
     str | None, typer.Option(help="Names of the classes: a file or a vocabulary. Default: the data's.")
 ]
-TaskChoice = Annotated[MeasuredTask | None, typer.Option(help="What to measure. Default: all that the data know.")]
+TaskChoice = Annotated[
+    given.Task | None, typer.Option(help="What to measure; instance: as panoptic. Default: all that the data know.")
+]
 SplitChoice = Annotated[
     Split, typer.Option(help="Which pictures; validation: those that `maftplus finetune` holds out.")
 ]
 Seed = Annotated[int, typer.Option(help="Decides which pictures are held out where the data have no split.")]
+IgnoreValue = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="A value of label maps that means unlabelled.")
+]
 ImageColumn = Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of pictures.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Rows of `datasets`: the column of annotations.")]
 MaxPictures = Annotated[int | None, typer.Option(min=1, help="Measure the first so many only.")]
@@ -57,6 +60,7 @@ def evaluate(
     task: TaskChoice = None,
     split: SplitChoice = Split.validation,
     seed: Seed = 0,
+    ignore_value: IgnoreValue = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     max_pictures: MaxPictures = None,
@@ -72,24 +76,37 @@ def evaluate(
     The words are the data's names (or those of --labels-file); nothing is trained.
     """
     from maftplus.app.models import resolve_model
-    from maftplus.train.finetuning.forms import read_form
+    from maftplus.train.finetuning.forms import as_semantic, read_form
     from maftplus.train.finetuning.survey import survey
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out is a folder for the report.")
     folder = resolve_model(model)
-    columns = {"image_column": image_column, "label_column": label_column}
-    form = read_form(data, labels_file=labels_file, task=task and task.value, seed=seed, **columns)
-    parts = ("train", "validation") if split is Split.all else (split.value,)
+    options = {"image_column": image_column, "label_column": label_column, "ignore_value": ignore_value}
+    form = read_form(data, labels_file=labels_file, task=task and task.value, seed=seed, **options)
+    if split is Split.test or (split is Split.all and form.test is not None):
+        form = form.measuring_test(and_validation=split is Split.all)
+    parts = {Split.all: ("train", "validation"), Split.train: ("train",)}.get(split, ("validation",))
     found = survey(form, progress=not quiet, parts=parts)
     if not quiet:
         for line in found.lines:
             typer.echo(line, err=True)
-    measured = {Split.validation: form.validation, Split.train: form.train}.get(split) or form.whole
+    measured = form.whole if split is Split.all else getattr(form, parts[0])
+    if form.task != measured.task:
+        measured = as_semantic(measured)
     tasks = ("panoptic", "semantic") if form.task == "panoptic" and task is None else (form.task,)
     network = {"device": device, "dtype": dtype.value, "batch_size": batch_size, "max_pictures": max_pictures}
     evaluations = _measure(folder, measured, tasks, network, WORST if out else 0)
-    _print(evaluations, split)
+    measured_on = _describe(form, split)
+    _print(evaluations, measured_on)
     if out is not None:
-        _write(evaluations, found, split, {"model": model, "data": data, "seed": seed, **network}, out)
+        facts = {"model": model, "data": data, "seed": seed, **network, "measured on": measured_on}
+        _write(evaluations, found, split, facts, out)
+
+
+def _describe(form: "Form", split: Split) -> str:
+    """Which pictures the figures are of, and what that says of them."""
+    return MEASURED[split].format(split=form.split, what="split" if form.is_own_split else "seed")
 
 
 def _measure(
@@ -113,14 +130,14 @@ def _measure(
     )
 
 
-def _print(evaluations: "list[Evaluation]", split: Split) -> None:
+def _print(evaluations: "list[Evaluation]", measured_on: str) -> None:
     from maftplus.app.tables import print_figures
     from maftplus.train.evaluation.pages import class_columns, class_rows
     from maftplus.train.evaluation.reports import format_table
 
     for one in evaluations:
         print_figures(f"{one.data_set}, {one.task}, in percent", class_columns(one), class_rows(one))
-    typer.echo(f"{format_table(evaluations)}\nmeasured on {MEASURED[split]}")
+    typer.echo(f"{format_table(evaluations)}\nmeasured on {measured_on}")
 
 
 def _write(evaluations: "list[Evaluation]", found: "Survey", split: Split, facts: dict[str, Any], out: Path) -> None:
@@ -130,14 +147,14 @@ def _write(evaluations: "list[Evaluation]", found: "Survey", split: Split, facts
     from maftplus.train.evaluation.reports import write_report
     from maftplus.train.finetuning.survey import COLUMNS
 
-    facts = {**facts, "measured on": MEASURED[split]}
     written = write_report(evaluations, out, **facts)
-    page = Report(f"{facts['model']} on {found.form.path}", f"Measured on {MEASURED[split]}.")
+    page = Report(f"{facts['model']} on {found.form.path}", f"Measured on {facts['measured on']}.")
     page.add_facts("Data", found.facts)
     page.add_facts("Measurement", {name: value for name, value in facts.items() if value is not None})
     for evaluation in evaluations:
         add_evaluation(page, evaluation, f"{evaluation.task}, {split.value}")
-    page.add_text("Notes", *found.form.notes, *found.warnings)
+    page.add_text("Notes", *found.form.notes)
+    page.add_text("Suspicious", *found.warnings)
     page.add_table("Classes of the data", COLUMNS, found.rows)
     page.write(out / "report.html")
     for path in (out / "report.html", *written):

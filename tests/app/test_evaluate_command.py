@@ -41,7 +41,7 @@ def test_the_shipped_model_is_measured_on_its_own_world_with_a_report(scenes, tm
 def test_held_out_pictures_are_measured_unless_others_are_asked_for(scenes):
     result = run("--data", scenes, "--model", "shapes", "--task", "semantic", "--quiet")
     assert result.exit_code == 0, result.output
-    assert "measured on held-out pictures" in result.output
+    assert "set aside by seed 0); held out only if the model was trained with that seed" in result.output
     assert "_val" in result.output
     assert "PQ" not in result.output
 
@@ -58,6 +58,19 @@ def test_bad_data_end_in_one_line_that_names_the_file(tmp_path):
     assert result.exit_code == 2
     assert "the ids 77 are not in the vocabulary names" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_file_is_no_folder_for_the_report(tmp_path):
+    (tmp_path / "report").write_text("mine")
+    result = run("--data", tmp_path, "--model", "shapes", "--out", tmp_path / "report")
+    assert result.exit_code == 2
+    assert "is a file; --out is a folder" in result.output
+
+
+def test_the_test_part_is_measured_where_there_is_one(scenes, tmp_path):
+    result = run("--data", scenes, "--model", "shapes", "--split", "test", "--quiet")
+    assert result.exit_code == 2
+    assert "have no part called `test`" in result.output
 
 
 def test_a_folder_that_fits_no_form_is_told_what_was_looked_for(tmp_path):

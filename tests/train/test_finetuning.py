@@ -118,6 +118,10 @@ def test_the_card_lists_the_model_s_classes_and_says_what_was_measured(finished)
     card = (finished[2] / "model" / "README.md").read_text()
     assert 'candidate_labels=["cat", "grass", "sky"]' in card
     assert "held out" in card
+    assert "# pets\n\nBase model: " in card
+    assert f'model="{finished[2] / "model"}"' in card
+    assert "- Data: pets (2 of 10 pictures set aside by seed 0), 8 pictures, 3 classes" in card.replace("\\", "")
+    assert "```yaml" not in card
     assert "maftplus finetune" in card
 
 

@@ -23,6 +23,7 @@ from pycocotools import mask as coco_mask
 from maftplus.train.finetuning.forms import read_form
 from maftplus.train.finetuning.label_maps import voc_colours
 from maftplus.train.finetuning.names import fit_names, read_names
+from maftplus.train.finetuning.objects import Objects
 from maftplus.train.finetuning.parts import set_aside
 
 
@@ -97,6 +98,49 @@ def test_maps_that_count_from_1_leave_0_unlabelled_and_say_so(tmp_path):
     assert form.train[0]["segmentation_map"][0, 0] == 255
     assert form.notes[0] == "The label maps count from 1: 'cat' is 1."
     assert form.notes[1].startswith("0 has no name and counts as unlabelled")
+    assert form.warnings[0].startswith("the label maps hold 0 too, and there are 3 names without ids")
+
+
+def test_maps_that_never_hold_0_and_end_below_the_last_name_are_suspicious(tmp_path):
+    form = read_form(make_label_maps(tmp_path, values=(1, 2)))
+    assert form.warnings[0].startswith("the names count from 0, which no label map holds; if 'cat' is 1,")
+
+
+@pytest.mark.parametrize(("values", "ignored", "ids"), [((0, 1, 2, 250), 250, (0, 1, 2)), ((0, 1, 2), 0, (1, 2, 3))])
+def test_a_value_may_be_named_as_unlabelled(tmp_path, values, ignored, ids):
+    form = read_form(make_label_maps(tmp_path, values=values), ignore_value=ignored)
+    assert form.vocabulary.raw_ids == ids
+    assert ignored in form.train.unlabelled
+    assert form.warnings == ()
+    assert 255 in values_of(form.train[0])
+
+
+def test_forms_without_label_maps_know_no_ignore_value(tmp_path):
+    with pytest.raises(ValueError, match="have no label maps; leave out `--ignore-value 7`"):
+        read_form(make_instances(tmp_path), ignore_value=7)
+
+
+def test_a_class_of_voc_may_count_as_unlabelled(tmp_path):
+    sample = read_form(make_voc(tmp_path), ignore_value=0).train[0]
+    assert [segment["label_id"] for segment in sample["segments_info"]] == [12, 12]
+
+
+def test_a_test_part_is_kept_apart_and_told(tmp_path):
+    for split in ("train", "val", "test"):
+        make_label_maps(tmp_path / split, number=2)
+    form = read_form(tmp_path, labels_file=tmp_path / "train" / "names.txt")
+    assert form.test.name.endswith("_test")
+    assert form.notes[-1].startswith("The part `test` (2 pictures) is neither trained nor chosen on")
+    assert len(form.measuring_test().validation) == 2
+    assert len(form.measuring_test(and_validation=True).whole) == 6
+
+
+def test_a_test_part_that_stands_for_validation_is_told(tmp_path):
+    for split in ("train", "test"):
+        make_label_maps(tmp_path / split, number=2)
+    form = read_form(tmp_path, labels_file=tmp_path / "train" / "names.txt")
+    assert "training chooses its best step and mixture on it" in form.split
+    assert form.test is form.validation
 
 
 def test_a_name_that_says_void_is_no_class(tmp_path):
@@ -177,7 +221,7 @@ def test_coloured_maps_are_read_by_the_colours_of_the_names_file(tmp_path, text)
 
 def test_a_header_is_no_class_and_an_id_may_mean_void(tmp_path):
     (tmp_path / "names.csv").write_text("id,name\n0,cat\n1,dog\n99,ignore\n")
-    vocabulary, unlabelled, _ = fit_names(read_names(tmp_path / "names.csv"), {0, 1, 99})
+    vocabulary, unlabelled, *_ = fit_names(read_names(tmp_path / "names.csv"), {0, 1, 99})
     assert vocabulary.names == ("cat", "dog")
     assert 99 in unlabelled
 
@@ -203,7 +247,7 @@ def test_a_text_file_alone_in_the_folder_holds_the_names_and_many_are_none(tmp_p
 def test_numbers_above_255_are_classes_of_a_large_vocabulary(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\n".join(f"class number {index}" for index in range(300)))
-    vocabulary, unlabelled, _ = fit_names(read_names(path), {0, 255, 299, 65535})
+    vocabulary, unlabelled, *_ = fit_names(read_names(path), {0, 255, 299, 65535})
     assert 255 in vocabulary.raw_ids
     assert unlabelled == {65535}
 
@@ -281,8 +325,11 @@ def test_instances_are_panoptic_data_of_things_on_void(tmp_path):
 
 
 def test_instances_may_be_measured_as_label_maps(tmp_path):
-    sample = read_form(make_instances(tmp_path), task="semantic").train[0]
+    form = read_form(make_instances(tmp_path), task="semantic")
+    sample = form.validation[0]
+    assert form.task == "semantic"
     assert "segments_info" not in sample
+    assert "segments_info" in Objects(form.train)[0]  # training keeps the objects that are there
     assert values_of(sample) == [0, 255]
 
 
@@ -373,7 +420,7 @@ def test_panoptic_data_know_things_and_stuff(tmp_path):
     assert form.vocabulary.classes == (("cat", "kitten"), ("grass",))
     assert form.vocabulary.stuff == (1,)
     assert [s["label_id"] for s in form.train[0]["segments_info"]] == [0, 1]
-    semantic = read_form(tmp_path, task="semantic").train[0]
+    semantic = read_form(tmp_path, task="semantic").validation[0]
     assert semantic["segmentation_map"].tolist() == bands(0, 1).tolist()
 
 

@@ -317,8 +317,9 @@ def _label_maps(folder: str | Path) -> dict[str, Path]:
 
 def _require_same_size(image: Image.Image, labels: np.ndarray, item: Item) -> None:
     if labels.shape != (image.height, image.width):
+        where = item.annotation if item.annotation.suffix != ".json" else f"{item.annotation}, picture {item.called},"
         raise ValueError(
-            f"{item.annotation} is {labels.shape[0]} x {labels.shape[1]} (height x width), "
+            f"{where} is {labels.shape[0]} x {labels.shape[1]} (height x width), "
             f"but {item.image} is {image.height} x {image.width}."
         )
 
@@ -328,7 +329,7 @@ def name_unknown_ids(raw: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return (
         f"the ids {', '.join(map(str, ids[:5]))}{more} are not in the vocabulary {vocabulary.name}; name them there "
-        f"(`{ids[0]}: NAME`, or `{ids[0]}: void` where they are unlabelled)."
+        f"with an id on every line (`{ids[0]}: NAME`), or pass `--ignore-value {ids[0]}` where they are unlabelled."
     )
 
 

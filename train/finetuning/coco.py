@@ -18,7 +18,7 @@ from maftplus.train.data.layouts import coco_panoptic_items, read_coco_panoptic
 from maftplus.train.data.registry import SegmentationDataset, ignore_value
 from maftplus.train.finetuning.folders import find_holder, split_of, words_of
 from maftplus.train.finetuning.names import Names, find_names
-from maftplus.train.finetuning.parts import Found, list_some, short_name, with_names
+from maftplus.train.finetuning.parts import Found, list_some, part_name, with_names
 from maftplus.train.finetuning.segments import paint_objects, polygons_outside
 from maftplus.vocabularies.files import VocabularyFile
 
@@ -150,7 +150,7 @@ def _read_panoptic(
     for item in items:
         _require_categories((segment["category_id"] for segment in item.extra), index, f"{path}, picture {item.name}")
         found.classes[item.called] = {index[segment["category_id"]] for segment in item.extra}
-    name = f"{short_name(root)}_{split}" if split else short_name(root)
+    name = part_name(root, split)
     return SegmentationDataset(name, PANOPTIC, vocabulary, items, read_coco_panoptic, ignore_value(vocabulary))
 
 
@@ -176,7 +176,7 @@ def _read_instances(
         found.classes[item.called] = {index[one["category_id"]] for one in own if not one["iscrowd"]}
     _require_pictures(items, path, folder)
     _tell_outside(path, outside, found)
-    name = f"{short_name(root)}_{split}" if split else short_name(root)
+    name = part_name(root, split)
     return SegmentationDataset(name, PANOPTIC, vocabulary, items, read_objects, ignore_value(vocabulary))
 
 

@@ -418,13 +418,16 @@ def _write(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None
 
 def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None:
     data_args, config = arguments[1], trainer.model.config
-    data_args.dataset = f"{story.form.validation.name} ({story.form.split})"
+    data_args.dataset = f"{story.form.name} ({story.form.split})"
     data_args.train_split, data_args.eval_split = "train", "held out"
     classes = [config.id2label[index] for index in range(len(config.id2label))]
     data_args.eval_split += f" ({' '.join(story.caveats)})"
     metrics = {f"eval_{name}": value for name, value in scalar_figures(story.after.figures).items()}
     stuff = [classes[index] for index in config.stuff_ids or ()]
-    write_card(story.options.out / "model", trainer, metrics, data_args, story.options.command(), "", classes, stuff)
+    out, base = story.options.out, story.options.model
+    named = {"title": out.resolve().name, "base": "none, from random weights" if base == SCRATCH else base}
+    folder, command = out / "model", story.options.command()
+    write_card(folder, trainer, metrics, data_args, command, "", classes, stuff, **named)
 
 
 def _describe(evaluation: Evaluation) -> str:

@@ -29,7 +29,7 @@ from maftplus.train.finetuning.rows import HUB, is_rows, read_rows
 from maftplus.train.finetuning.yolo import read_yolo
 from maftplus.vocabularies.files import VocabularyFile, map_ids
 
-TASKS = ("semantic", "panoptic")
+TASKS = ("semantic", "panoptic", "instance")
 READERS = (
     partial(read_coco, kind=PANOPTIC),
     partial(read_coco, kind=INSTANCES),
@@ -37,6 +37,7 @@ READERS = (
     read_label_folders,
     read_yolo,
 )
+MAP_READERS = (read_voc, read_label_folders)  # those that know values of label maps
 LOOKED_FOR = (
     "a folder of `datasets` (dataset_dict.json or state.json)",
     "COCO JSON with `annotations` (panoptic or instances)",
@@ -54,11 +55,15 @@ class Form:
     Args:
         path: What was read.
         kind: The form in a few words.
+        test: A part that the data call so, None without one; nothing is trained or chosen on it unless it stands for
+            validation (`split` says so).
         train, validation: As `load_data` makes them; what the Trainer and `evaluate_data_sets` take.
         vocabulary: The classes, with stuff where known.
         task: `"semantic"` or `"panoptic"`.
         split: Where the validation pictures come from, a sentence.
+        is_own_split: The data are divided so by themselves.
         notes: What was assumed or left out, a sentence each.
+        warnings: What was assumed and may as well be otherwise, a sentence each.
     """
 
     path: str
@@ -69,18 +74,41 @@ class Form:
     task: str
     split: str
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    test: Data | None = None
+    is_own_split: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the data are called, whatever the part."""
+        return self.train.name.removesuffix(f"_{TRAIN}")
 
     @property
     def whole(self) -> Data:
-        """Both parts as one."""
-        return join(self.train, self.validation, self.train.name.removesuffix(f"_{TRAIN}"))
+        """Training and validation as one."""
+        return join(self.train, self.validation, self.name)
+
+    def measuring_test(self, and_validation: bool = False) -> "Form":
+        """
+        The form with the test part as what is measured, alone or with the validation part.
+
+        Raises:
+            ValueError: if the data have no test part.
+        """
+        if self.test is None:
+            raise ValueError(f"{self.path}: {self.kind} have no part called `test`; measure another.")
+        if self.test is self.validation:
+            return self
+        measured = join(self.validation, self.test, self.validation.name) if and_validation else self.test
+        split = f"{self.split}; {len(self.test)} pictures of the part `test`, which count as held out here"
+        return replace(self, validation=measured, split=split)
 
     @property
     def lines(self) -> list[str]:
         """For the terminal."""
         names = list_some(self.vocabulary.names)
         head = f"{self.path}: {self.kind}, {self.task}, {self.vocabulary.num_labels} classes ({names})"
-        return [head, self.split, *self.notes]
+        return [head, self.split, *self.notes, *(f"warning: {text}" for text in self.warnings)]
 
 
 def read_form(
@@ -91,6 +119,7 @@ def read_form(
     image_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    ignore_value: int | None = None,
 ) -> Form:
     """
     Recognise the form of a folder and read it.
@@ -98,9 +127,11 @@ def read_form(
     Args:
         path_or_name: A folder, or `hub:NAME`.
         labels_file: Names of the classes (`names.py`), or a vocabulary's name; default: those that the folder has.
-        task: `"semantic"` or `"panoptic"`; default: what the form holds. Panoptic data serve both.
+        task: `"semantic"`, `"panoptic"` or `"instance"`, which is measured as panoptic; default: what the form holds.
+            Panoptic data serve all.
         image_column, label_column: Of rows of `datasets`; default: recognised by their features.
         seed: Which pictures are set aside where the form has no split of its own.
+        ignore_value: A value of label maps that is unlabelled.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such folder, it fits no form (the message lists what was looked
@@ -109,14 +140,29 @@ def read_form(
     if task not in (None, *TASKS):
         raise ValueError(f"`task` must be {' or '.join(map(repr, TASKS))}, got {task!r}.")
     names = None if labels_file is None else read_names(labels_file)
-    found = _find(str(path_or_name), names, image_column, label_column)
-    train, validation, split = divide(found, seed)
-    if task == "panoptic" != train.task:
+    found = _find(str(path_or_name), names, image_column, label_column, ignore_value)
+    train, validation, test, split, is_own = divide(found, seed)
+    if task not in (None, "semantic") and train.task == "semantic":
         raise ValueError(f"{path_or_name}: {found.kind} know no single objects; `task` must be 'semantic'.")
-    if task == "semantic" != train.task:
-        train, validation = as_semantic(train), as_semantic(validation)
-    fields = {"vocabulary": train.vocabulary, "task": train.task, "split": split, "notes": tuple(found.notes)}
-    return Form(str(path_or_name), found.kind, train, validation, **fields)
+    measured = train.task if task is None else "panoptic" if task == "instance" else task
+    notes = list(found.notes)
+    if task == "instance":
+        notes.append("Instances are measured as panoptic: PQ, not AP.")
+    if test is not None and test is not validation:
+        notes.append(
+            f"The part `test` ({len(test)} pictures) is neither trained nor chosen on: `--split test` measures it."
+        )
+    if measured != train.task:
+        validation, test = _as_semantic_parts(validation, test)
+    fields = {"vocabulary": train.vocabulary, "task": measured, "split": split, "is_own_split": is_own, "test": test}
+    told = {"notes": tuple(notes), "warnings": tuple(found.warnings)}
+    return Form(str(path_or_name), found.kind, train, validation, **fields, **told)
+
+
+def _as_semantic_parts(validation: Data, test: Data | None) -> tuple[Data, Data | None]:
+    """What is measured as label maps; training keeps the objects that are there. One part stays one."""
+    first = as_semantic(validation)
+    return first, first if test is validation else None if test is None else as_semantic(test)
 
 
 def as_semantic(data: Data) -> Data:
@@ -134,20 +180,24 @@ def _read_semantic(item: Any, read: Callable, void: int) -> np.ndarray:
     return map_ids(ids, {one["id"]: one["category_id"] for one in segments if not one.get("iscrowd")}, void)
 
 
-def _find(path: str, names: Names | None, image_column: str | None, label_column: str | None) -> Found:
+def _find(
+    path: str, names: Names | None, image_column: str | None, label_column: str | None, ignore_value: int | None
+) -> Found:
     if is_rows(path):
-        return _require_pictures(read_rows(path, names, image_column, label_column), path)
+        return _checked(read_rows(path, names, image_column, label_column, ignore_value), path, ignore_value)
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{path} is no folder; `--data` is a folder of labelled pictures, or {HUB}NAME.")
     for read in READERS:
-        found = read(root, names=names)
+        found = read(root, names=names, **({"ignore_value": ignore_value} if read in MAP_READERS else {}))
         if found is not None:
-            return _require_pictures(found, path)
+            return _checked(found, path, ignore_value)
     raise ValueError(_describe_nothing(root))
 
 
-def _require_pictures(found: Found, path: str) -> Found:
+def _checked(found: Found, path: str, ignore_value: int | None) -> Found:
+    if ignore_value is not None and not found.has_maps:
+        raise ValueError(f"{path}: {found.kind} have no label maps; leave out `--ignore-value {ignore_value}`.")
     if not any(len(part) for part in found.parts.values()):
         raise ValueError(f"{path}: {found.kind}, but no picture with an annotation. {' '.join(found.notes)}".strip())
     return found

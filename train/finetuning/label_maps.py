@@ -15,10 +15,11 @@ from tqdm import tqdm
 from maftplus.train.data import annotations
 from maftplus.train.data.annotations import Item
 from maftplus.train.data.layouts import read_list
-from maftplus.train.data.registry import IMAGE_ENDINGS, SegmentationDataset, ignore_value
+from maftplus.train.data.registry import IMAGE_ENDINGS, SegmentationDataset
+from maftplus.train.data.registry import ignore_value as void_value
 from maftplus.train.finetuning.folders import TEST, TRAIN, VALIDATION, WHOLE, list_by_stem, pair_folders
 from maftplus.train.finetuning.names import Names, find_names, fit_names
-from maftplus.train.finetuning.parts import Found, list_some, short_name
+from maftplus.train.finetuning.parts import Found, list_some, part_name
 from maftplus.vocabularies.files import VocabularyFile, map_ids
 
 MAP_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -50,7 +51,7 @@ def voc_colours(number: int = 256) -> tuple[tuple[int, int, int], ...]:
 # ------------------------------------------------------------------------------------------- pictures and label maps
 
 
-def read_label_folders(root: Path, names: Names | None) -> Found | None:
+def read_label_folders(root: Path, names: Names | None, ignore_value: int | None = None) -> Found | None:
     """
     `images` and `labels` (or other usual names) with a map a picture; None where there are no such folders.
 
@@ -71,15 +72,17 @@ def read_label_folders(root: Path, names: Names | None) -> Found | None:
     read = read_values if names is None or names.colours is None else partial(read_values, colours=names.colours)
     values = scan_values([item for own in items.values() for item in own], read)
     used = set().union(*values.values())
-    vocabulary, unlabelled, assumed = fit_names(_require_names(names, root, used), used)
-    options = {"ignore_index": ignore_value(vocabulary), "unlabelled": unlabelled}
+    fitted = fit_names(_require_names(names, root, used), used, ignore_value)
+    vocabulary, unlabelled = fitted.vocabulary, fitted.unlabelled
+    options = {"ignore_index": void_value(vocabulary), "unlabelled": unlabelled}
     parts = {
-        split: SegmentationDataset(_part_name(root, split), "semantic", vocabulary, own, read, **options)
+        split: SegmentationDataset(part_name(root, split), "semantic", vocabulary, own, read, **options)
         for split, own in items.items()
     }
     images, labels = (_common_name(pairs, side, root) for side in (0, 1))
     kind = f"pictures in {images} and label maps in {labels}"
-    return Found(kind, parts, notes + assumed, class_sets(values, vocabulary, unlabelled))
+    classes = class_sets(values, vocabulary, unlabelled)
+    return Found(kind, parts, notes + fitted.notes, classes, warnings=fitted.warnings, has_maps=True)
 
 
 def read_values(item: Item, colours: Sequence[tuple[int, int, int]] | None = None) -> np.ndarray:
@@ -173,13 +176,13 @@ def _core(stem: str) -> str:
 
 
 def _divide_by_lists(items: list[Item], root: Path) -> dict[str, list[Item]]:
-    """By the lists train.txt and val.txt where the folder has both."""
-    lists = {TRAIN: find_list(root, (TRAIN,)), VALIDATION: find_list(root, (VALIDATION, "validation", TEST))}
-    if None in lists.values():
-        return {WHOLE: items}
+    """By the lists train.txt and val.txt or test.txt where the folder has both."""
+    names = {TRAIN: (TRAIN,), VALIDATION: (VALIDATION, "validation"), TEST: (TEST,)}
+    lists = {split: path for split in names if (path := find_list(root, names[split])) is not None}
     stems = {split: set(read_list(path)) for split, path in lists.items()}
     parts = {split: [item for item in items if item.image.stem in own] for split, own in stems.items()}
-    return parts if all(parts.values()) else {WHOLE: items}
+    parts = {split: own for split, own in parts.items() if own}
+    return parts if TRAIN in parts and len(parts) > 1 else {WHOLE: items}
 
 
 def find_list(root: Path, names: Iterable[str]) -> Path | None:
@@ -205,10 +208,6 @@ def class_sets(
     return {name: {table[value] for value in own if value in table} for name, own in values.items()}
 
 
-def _part_name(root: Path, split: str) -> str:
-    return f"{short_name(root)}_{split}" if split else short_name(root)
-
-
 def _common_name(pairs: dict[str, list[tuple[Path, Path]]], side: int, root: Path) -> str:
     """The folders of pictures or of maps for people, the splits together."""
     folders = sorted({pair[side].relative_to(root).as_posix() for own in pairs.values() for pair in own})
@@ -218,7 +217,7 @@ def _common_name(pairs: dict[str, list[tuple[Path, Path]]], side: int, root: Pat
 # ------------------------------------------------------------------------------------------------------- Pascal VOC
 
 
-def read_voc(root: Path, names: Names | None) -> Found | None:
+def read_voc(root: Path, names: Names | None, ignore_value: int | None = None) -> Found | None:
     """JPEGImages and SegmentationClass, with SegmentationObject panoptic; None where there are no such folders."""
     folders = [root, *sorted(root.glob("VOC*")), *sorted(root.glob("*/VOC*"))]
     folder = next((path for path in folders if (path / "JPEGImages").is_dir() and _class_maps(path)), None)
@@ -230,17 +229,18 @@ def read_voc(root: Path, names: Names | None) -> Found | None:
     has_objects = objects.is_dir() and all((objects / path.name).is_file() for path in by_stem.values())
     vocabulary = _voc_vocabulary(names or find_names(root))
     stems = _voc_splits(folder, list(by_stem))
-    read = partial(read_voc_objects, objects=objects) if has_objects else read_voc_classes
+    unlabelled = frozenset({VOC_BOUNDARY} if ignore_value is None else {VOC_BOUNDARY, ignore_value})
+    read = partial(read_voc_objects, objects=objects, void=unlabelled) if has_objects else read_voc_classes
     parts = {}
     for split, own in stems.items():
         items = [_voc_item(stem, pictures, maps, folder) for stem in own]
-        options = {"ignore_index": ignore_value(vocabulary), "unlabelled": frozenset({VOC_BOUNDARY})}
+        options = {"ignore_index": void_value(vocabulary), "unlabelled": unlabelled}
         task = "panoptic" if has_objects else "semantic"
-        parts[split] = SegmentationDataset(_part_name(root, split), task, vocabulary, items, read, **options)
+        parts[split] = SegmentationDataset(part_name(root, split), task, vocabulary, items, read, **options)
     values = scan_values([item for part in parts.values() for item in part.items], read_voc_classes)
-    classes = class_sets(values, vocabulary, frozenset({VOC_BOUNDARY}))
+    classes = class_sets(values, vocabulary, unlabelled)
     kind = f"Pascal VOC: JPEGImages and {maps.name}" + (" with SegmentationObject" if has_objects else "")
-    return Found(kind, parts, ["255, the outline of objects, counts as unlabelled."], classes)
+    return Found(kind, parts, ["255, the outline of objects, counts as unlabelled."], classes, has_maps=True)
 
 
 def read_voc_classes(item: Item) -> np.ndarray:
@@ -248,9 +248,15 @@ def read_voc_classes(item: Item) -> np.ndarray:
     return read_map(item.annotation, voc_colours())
 
 
-def read_voc_objects(item: Item, objects: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def read_voc_objects(
+    item: Item, objects: Path, void: frozenset[int] = frozenset({VOC_BOUNDARY})
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """
     Segment ids and `segments_info`: an object each, and the background as one segment.
+
+    Args:
+        objects: The folder of the maps of objects.
+        void: Class values that are unlabelled.
 
     Raises:
         ValueError: if the two maps do not fit each other.
@@ -260,7 +266,8 @@ def read_voc_objects(item: Item, objects: Path) -> tuple[np.ndarray, list[dict[s
     ids = read_map(path, voc_colours()).astype(np.int32)
     if ids.shape != labels.shape:
         raise ValueError(f"{path} is {ids.shape} (height, width), but {item.annotation} is {labels.shape}.")
-    ids = np.where((labels == VOC_BOUNDARY) | (ids == VOC_BOUNDARY), 0, np.where(labels == 0, BACKGROUND_SEGMENT, ids))
+    is_void = np.isin(labels, list(void)) | (ids == VOC_BOUNDARY)
+    ids = np.where(is_void, 0, np.where(labels == 0, BACKGROUND_SEGMENT, ids))
     segments = []
     for segment in distinct(ids):
         if segment:
@@ -275,8 +282,7 @@ def _class_maps(folder: Path) -> Path | None:
 
 def _voc_vocabulary(names: Names | None) -> VocabularyFile:
     if names is not None:
-        vocabulary, _, _ = fit_names(names, range(names.vocabulary.num_labels))
-        return vocabulary
+        return fit_names(names, range(names.vocabulary.num_labels)).vocabulary
     classes = tuple((VOC_PROMPTS.get(name, name),) for name in VOC_NAMES)
     source = "Pascal VOC 2012 development kit"
     return VocabularyFile("pascal_voc_21", VOC_NAMES, classes, tuple(range(21)), stuff=(0,), source=source)

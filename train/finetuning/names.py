@@ -1,7 +1,7 @@
 """Names of a folder's classes: where they stand, and which values of the label maps they are for.
 
     names = find_names(root)                  # names.txt, classes.json, ...: None where there is no such file
-    vocabulary, unlabelled, notes = fit_names(names, values)
+    vocabulary, unlabelled, notes, warnings = fit_names(names, values)
 
 Beside the forms of `vocabularies/files.py`, read here: "id name" and "name,id" lines, names with colours (CVAT's
 `labelmap.txt`, `name,r,g,b`), `#` for remarks, JSON lists and
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from maftplus.train.finetuning.folders import SPLIT_WORDS
 from maftplus.vocabularies.files import (
@@ -45,6 +45,7 @@ NOT_NAMES = {
 VOID_WORDS = {"unlabelled", "unlabeled", "void", "ignore", "ignored", "unannotated", "unknown"}
 BESIDE_VOID = {"label", "pixels", "pixel", "region", "regions", "area", "class", "or", "and", "is"}
 UNLABELLED = (255, 65535)  # of label maps of 8 and of 16 bits
+WITH_IDS = "give every name its id (`0: NAME`)"
 ID_THEN_NAME = re.compile(r"\s*([0-9]{1,9})[\s,;]+(\S.*)")
 HEADER = re.compile(r"\W*(id|index|value|name|label|class)\w*\W.*", re.IGNORECASE)
 # name:r,g,b:... as CVAT writes it, name,r,g,b as in CSV files, "r g b name" as of CamVid
@@ -70,6 +71,23 @@ class Names:
     vocabulary: VocabularyFile
     has_ids: bool
     colours: tuple[tuple[int, int, int], ...] | None = None
+
+
+class Fitted(NamedTuple):
+    """
+    Names that fit label maps.
+
+    Args:
+        vocabulary: The classes with the values that mean them.
+        unlabelled: The values that mean unlabelled.
+        notes: What is assumed, a sentence each.
+        warnings: What is assumed and may as well be otherwise, a sentence each.
+    """
+
+    vocabulary: VocabularyFile
+    unlabelled: frozenset[int]
+    notes: list[str]
+    warnings: list[str]
 
 
 def find_names(root: Path) -> Names | None:
@@ -116,7 +134,7 @@ def read_names(source: str | Path) -> Names:
     return Names(parse_lines(lines, str(path), path.stem), has_ids)
 
 
-def fit_names(names: Names, values: Iterable[int]) -> tuple[VocabularyFile, frozenset[int], list[str]]:
+def fit_names(names: Names, values: Iterable[int], ignore_value: int | None = None) -> Fitted:
     """
     The classes with the values that mean them in label maps, the values that mean unlabelled, and what is assumed.
 
@@ -124,16 +142,21 @@ def fit_names(names: Names, values: Iterable[int]) -> tuple[VocabularyFile, froz
         values: What the label maps hold. 255 and 65535 without a name are unlabelled. Names without ids count from 0;
             from 1 where the largest value is their number, and 0 is unlabelled then. Of one class alone 0 is the
             background, else there would be nothing to tell it from.
+        ignore_value: One more value that is unlabelled, whatever the names say.
     """
-    values, notes, vocabulary = set(values), [], names.vocabulary
+    values, notes, warnings, vocabulary = set(values), [], [], names.vocabulary
     if not names.has_ids:
-        vocabulary, notes = _number(vocabulary, values)
-    named_void = [i for i, name in enumerate(vocabulary.names) if _means_void(name)]
+        vocabulary, notes, warnings = _number(vocabulary, values, ignore_value)
+    named_void = [
+        i
+        for i, (name, raw) in enumerate(zip(vocabulary.names, vocabulary.raw_ids))
+        if _means_void(name) or raw == ignore_value
+    ]
     unlabelled = {vocabulary.raw_ids[i] for i in named_void}
     if named_void and len(named_void) < vocabulary.num_labels:
         notes.append(f"{vocabulary.names[named_void[0]]!r} is no class: its pixels count as unlabelled.")
         vocabulary = keep_classes(vocabulary, [i for i in range(vocabulary.num_labels) if i not in named_void])
-    for value in UNLABELLED:
+    for value in UNLABELLED if ignore_value in (None, *UNLABELLED) else (*UNLABELLED, ignore_value):
         if value not in vocabulary.raw_ids:
             unlabelled.add(value)
             if value in values:
@@ -141,7 +164,7 @@ def fit_names(names: Names, values: Iterable[int]) -> tuple[VocabularyFile, froz
     if 0 in values and 0 not in vocabulary.raw_ids and 0 not in unlabelled:
         unlabelled.add(0)
         notes.append("0 has no name and counts as unlabelled; if it is a class, say `0: background` in the names.")
-    return vocabulary, frozenset(unlabelled), notes
+    return Fitted(vocabulary, frozenset(unlabelled), notes, warnings)
 
 
 def keep_classes(vocabulary: VocabularyFile, kept: list[int]) -> VocabularyFile:
@@ -158,19 +181,24 @@ def keep_classes(vocabulary: VocabularyFile, kept: list[int]) -> VocabularyFile:
     return replace(vocabulary, **fields, stuff=ids(vocabulary.stuff), unseen=ids(vocabulary.unseen))
 
 
-def _number(vocabulary: VocabularyFile, values: set[int]) -> tuple[VocabularyFile, list[str]]:
-    """Names without ids: which values they stand for, and a note where that is not 0, 1, 2, ..."""
-    number, used = vocabulary.num_labels, values - set(UNLABELLED)
-    if number <= 2 and values == {0, 255}:
+def _number(
+    vocabulary: VocabularyFile, values: set[int], ignore_value: int | None
+) -> tuple[VocabularyFile, list[str], list[str]]:
+    """Names without ids: which values they stand for, a note where not 0, 1, 2, ..., a warning where it is a guess."""
+    number, used = vocabulary.num_labels, values - {*UNLABELLED, ignore_value}
+    if number <= 2 and values - {ignore_value} == {0, 255}:
         named = vocabulary if number == 2 else _with_background(vocabulary)
-        return replace(named, raw_ids=(0, 255)), [f"The label maps hold 0 and 255: 255 is {named.names[1]!r}."]
+        return replace(named, raw_ids=(0, 255)), [f"The label maps hold 0 and 255: 255 is {named.names[1]!r}."], []
     if number == 1 and used == {0, 1}:
         named = _with_background(vocabulary)
-        return replace(named, raw_ids=(0, 1)), [f"0 is taken for background, 1 is {named.names[1]!r}."]
-    if max(used, default=0) == number:
+        return replace(named, raw_ids=(0, 1)), [f"0 is taken for background, 1 is {named.names[1]!r}."], []
+    largest = max(used, default=0)
+    if largest == number or (ignore_value == 0 and largest < number):
         note = f"The label maps count from 1: {vocabulary.names[0]!r} is 1."
-        return replace(vocabulary, raw_ids=tuple(range(1, number + 1))), [note]
-    return vocabulary, []
+        doubt = f"the label maps hold 0 too, and there are {number} names without ids; if 0 is a class, {WITH_IDS}."
+        return replace(vocabulary, raw_ids=tuple(range(1, number + 1))), [note], [doubt] if 0 in used else []
+    doubt = f"the names count from 0, which no label map holds; if {vocabulary.names[0]!r} is 1, {WITH_IDS}."
+    return vocabulary, [], [doubt] if used and 0 not in used else []
 
 
 def _with_background(vocabulary: VocabularyFile) -> VocabularyFile:

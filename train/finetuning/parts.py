@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from maftplus.train.data.hub import HubDataset
 from maftplus.train.data.registry import SegmentationDataset
@@ -29,6 +29,8 @@ class Found:
         notes: What was assumed or left out, a sentence each.
         classes: Training ids by the name of the picture, as far as known; the split looks at them.
         split_name: What the split is called, if the form has its own.
+        warnings: What was assumed and may as well be otherwise, a sentence each.
+        has_maps: There are label maps, in which a value may mean unlabelled.
     """
 
     kind: str
@@ -36,11 +38,23 @@ class Found:
     notes: list[str] = field(default_factory=list)
     classes: dict[str, set[int]] = field(default_factory=dict)
     split_name: str = "the folder's own split"
+    warnings: list[str] = field(default_factory=list)
+    has_maps: bool = False
 
 
-def divide(found: Found, seed: int) -> tuple[Data, Data, str]:
+class Division(NamedTuple):
+    """The parts, a sentence that says how they came about, and whether the data are divided so by themselves."""
+
+    train: Data
+    validation: Data
+    test: Data | None
+    split: str
+    is_own: bool
+
+
+def divide(found: Found, seed: int) -> Division:
     """
-    The training and the validation part, and a sentence that says how they came about.
+    The training, the validation and the test part.
 
     Without a split of its own about 20 % of the pictures are set aside, at least one: those with the lowest hashes of
     seed and name, whatever the order of the files. A picture stays in training where a class would have no other.
@@ -50,13 +64,18 @@ def divide(found: Found, seed: int) -> tuple[Data, Data, str]:
     training = next((name for name in (TRAIN, WHOLE) if name in parts), None)
     if training is not None and validation is not None:
         train, held_out = parts[training], parts[validation]
-        return train, held_out, f"{found.split_name}: {len(train)} for training, {len(held_out)} held out"
-    whole = next(parts[name] for name in (TRAIN, WHOLE, VALIDATION, TEST) if name in parts)
+        sentence = f"{found.split_name}: {len(train)} for training, {len(held_out)} held out"
+        if validation == TEST:
+            sentence += " (the part `test`: training chooses its best step and mixture on it, as there is no other)"
+        return Division(train, held_out, parts.get(TEST), sentence, True)
+    used = next(name for name in (TRAIN, WHOLE, VALIDATION, TEST) if name in parts)
+    whole = parts[used]
     names = names_of(whole)
     chosen = set_aside(names, seed, found.classes)
     rest = [index for index in range(len(names)) if index not in set(chosen)]
     sentence = f"{len(chosen)} of {len(names)} pictures set aside by seed {seed}"
-    return subset(whole, rest, TRAIN), subset(whole, chosen, VALIDATION), sentence
+    test = parts.get(TEST) if used != TEST else None
+    return Division(subset(whole, rest, TRAIN), subset(whole, chosen, VALIDATION), test, sentence, False)
 
 
 def set_aside(names: Sequence[str], seed: int, classes: dict[str, set[int]], share: float = SHARE) -> list[int]:
@@ -79,7 +98,7 @@ def names_of(data: Data) -> list[str]:
 
 def subset(data: Data, indices: Sequence[int], split: str = "") -> Data:
     """Some samples of `data`, called by its name and the split's."""
-    name = f"{data.name}_{split}" if split else data.name
+    name = with_split(data.name, split)
     if isinstance(data, SegmentationDataset):
         return replace(data, name=name, items=[data.items[index] for index in indices])
     return replace(data, name=name, rows=data.rows.select(indices))
@@ -125,8 +144,14 @@ def list_some(names: Sequence[Any]) -> str:
     return ", ".join(str(name) for name in names[:NAMED]) + more
 
 
-def short_name(root: Path) -> str:
-    return root.resolve().name or "data"
+def part_name(root: Path, split: str) -> str:
+    """What a part of the folder is called: by the folder and, where there is one, the split."""
+    return with_split(root.resolve().name or "data", split)
+
+
+def with_split(name: str, split: str) -> str:
+    """A name and, where there is one, the split."""
+    return f"{name}_{split}" if split else name
 
 
 def _hash(seed: int, name: str) -> bytes:

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from maftplus.train.data.annotations import as_labels
 from maftplus.train.data.hub import HubDataset, read_row_picture
-from maftplus.train.data.registry import Sample, ignore_value, label_table, listed_segments, semantic_labels
+from maftplus.train.data.registry import Sample, label_table, listed_segments, semantic_labels
+from maftplus.train.data.registry import ignore_value as void_value
 from maftplus.train.finetuning.folders import SPLIT_WORDS, TRAIN, WHOLE
 from maftplus.train.finetuning.label_maps import MOST_SCANNED, class_sets, distinct
 from maftplus.train.finetuning.names import Names, find_names, fit_names, read_names
-from maftplus.train.finetuning.parts import Found, with_names
+from maftplus.train.finetuning.parts import Found, with_names, with_split
 from maftplus.train.finetuning.segments import paint_objects, polygons_outside
 from maftplus.vocabularies.files import VocabularyFile
 
@@ -90,9 +91,16 @@ def is_rows(name: str) -> bool:
 
 
 def read_rows(
-    name: str, names: Names | None, image_column: str | None = None, label_column: str | None = None
+    name: str,
+    names: Names | None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    ignore_value: int | None = None,
 ) -> Found:
     """
+    Args:
+        ignore_value: A value of label maps that is unlabelled.
+
     Raises:
         ImportError: without the library `datasets`.
         ValueError: if no columns fit, or the classes have no names; the message lists the columns.
@@ -104,12 +112,13 @@ def read_rows(
     found = Found("", {}, split_name="the data set's own splits")
     if columns.masks is None:
         found.kind = f"a data set with pictures ({columns.image}) and label maps ({columns.labels})"
-        make = _label_map_rows(splits, columns, names or _names_beside(name), found, name)
+        found.has_maps = True
+        make = _label_map_rows(splits, columns, names or _names_beside(name), found, name, ignore_value)
     else:
         found.kind = f"a data set with pictures ({columns.image}) and objects ({columns.labels})"
         make = _object_rows(splits, columns, names or _names_beside(name), name)
     for split, rows in splits.items():
-        found.parts[split] = replace(make, name=f"{short}_{split}" if split else short, rows=rows)
+        found.parts[split] = replace(make, name=with_split(short, split), rows=rows)
     return found
 
 
@@ -204,7 +213,12 @@ def _names_beside(name: str) -> Names | None:
 
 
 def _label_map_rows(
-    splits: dict[str, Any], columns: Columns, names: Names | None, found: Found, name: str
+    splits: dict[str, Any],
+    columns: Columns,
+    names: Names | None,
+    found: Found,
+    name: str,
+    ignore_value: int | None,
 ) -> HubDataset:
     values = {(split, index): own for split, rows in splits.items() for index, own in _scan(rows, columns, name)}
     used = set().union(*values.values())
@@ -212,11 +226,12 @@ def _label_map_rows(
         raise ValueError(
             f"{name}: the classes have no names; pass `--labels-file FILE` (the maps hold {sorted(used)})."
         )
-    vocabulary, unlabelled, notes = fit_names(names, used)
+    vocabulary, unlabelled, notes, warnings = fit_names(names, used, ignore_value)
     found.notes += notes
+    found.warnings += warnings
     only = {str(index): own for (split, index), own in values.items() if len(splits) == 1}  # who has splits keeps them
     found.classes.update(class_sets(only, vocabulary, unlabelled))
-    options = {"ignore_index": ignore_value(vocabulary), "unlabelled": unlabelled}
+    options = {"ignore_index": void_value(vocabulary), "unlabelled": unlabelled}
     return HubDataset("", [], vocabulary, columns.image, columns.labels, **options)
 
 
@@ -243,7 +258,7 @@ def _object_rows(splits: dict[str, Any], columns: Columns, names: Names | None, 
         ids, classes = tuple(range(len(own))), tuple((word,) for word in own)
         vocabulary = with_names(VocabularyFile(name, tuple(own), classes, ids, source=source), names)
     vocabulary = replace(vocabulary, stuff=vocabulary.stuff or ())
-    options = {"ignore_index": ignore_value(vocabulary), "unlabelled": frozenset()}
+    options = {"ignore_index": void_value(vocabulary), "unlabelled": frozenset()}
     return ObjectRows("", [], vocabulary, columns.image, columns.labels, **options, columns=columns)
 
 

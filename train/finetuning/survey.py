@@ -22,7 +22,9 @@ from tqdm import tqdm
 from maftplus.train.data import annotations
 from maftplus.train.data.registry import Sample, SegmentationDataset, semantic_labels
 from maftplus.train.finetuning.forms import Form
+from maftplus.train.finetuning.label_maps import MAP_ENDINGS
 from maftplus.train.finetuning.parts import Data, list_some, names_of
+from maftplus.vocabularies.files import VocabularyFile
 
 MOST_READ = 2000  # pictures of a part
 MOST_ERRORS = 10  # that one message lists
@@ -80,7 +82,7 @@ class Survey:
             "task": form.task,
             "pictures": f"{self.train.num_pictures} for training, {self.validation.num_pictures} held out",
             "split": form.split,
-            "classes": str(form.vocabulary.num_labels),
+            "classes": f"{form.vocabulary.num_labels}: {_describe_ids(form.vocabulary)}",
             "sizes (width x height)": _describe_sizes(sizes),
             "unlabelled pixels": f"{100 * ignored / max(pixels + ignored, 1):.1f} %",
             **({} if read == total else {"read": f"{read} of {total} pictures; figures are of these"}),
@@ -91,7 +93,7 @@ class Survey:
         """A row a class under `COLUMNS`: its share of the annotated pixels and the pictures that show it."""
         parts = (self.train, self.validation)
         return [
-            [name, *(cell for part in parts for cell in (_share(part, index), str(int(part.pictures[index]))))]
+            [name, *(cell for part in parts for cell in (_share(part, index), _count(part, index)))]
             for index, name in enumerate(self.form.vocabulary.names)
         ]
 
@@ -166,11 +168,23 @@ def _read(data: Data, index: int) -> Sample:
         image = annotations.open_image(item.image)
     if not item.annotation.is_file():
         raise ValueError(f"{item.annotation} does not exist. {REPLACE}")
-    labels = data.read_labels(index)
+    labels = _read_labels(data, index)
     if labels["segmentation_map"].shape != (image.height, image.width):
         with _way_out(RESIZE):
             return data[index]  # says so
     return {**labels, "image": image}
+
+
+def _read_labels(data: SegmentationDataset, index: int) -> Sample:
+    """Raises ValueError with a way out also where the map cannot be opened at all."""
+    try:
+        return data.read_labels(index)
+    except (OSError, ValueError):
+        path = data.items[index].annotation
+        if path.suffix.lower() in MAP_ENDINGS:
+            with _way_out(REPLACE):
+                annotations.open_map(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -202,14 +216,15 @@ def _without_pixels(part: PartSurvey, name: str, form: Form) -> str:
     kind = "training" if name == "train" else "validation"
     if not part.num_pictures:
         return f"{form.path}: no picture is left for {kind} ({form.split}); it takes two at least."
+    other = "" if form.is_own_split else ", or choose other pictures (`--seed`)"
     return (
         f"{form.path}: none of the {part.num_pictures} {kind} pictures has a pixel of a class ({form.split}); look at "
-        "the ids and the value for unlabelled, or choose other pictures (`--seed`)."
+        f"the ids and the value for unlabelled (`--ignore-value`){other}."
     )
 
 
 def _warnings(form: Form, done: dict[str, PartSurvey], parts: Sequence[str]) -> list[str]:
-    names, warnings = form.vocabulary.names, []
+    names, warnings = form.vocabulary.names, list(form.warnings)
     for name in parts:
         kind, part = "training" if name == "train" else "held-out", done[name]
         if part.empty:
@@ -235,6 +250,11 @@ def _warn_across(done: dict[str, PartSurvey]) -> list[str]:
     return [f"pictures both in training and held out ({len(both)}), which flatters the figures: {list_some(both)}."]
 
 
+def _describe_ids(vocabulary: VocabularyFile) -> str:
+    """Which value or category of the data is which class."""
+    return list_some([f"{raw} = {name}" for raw, name in zip(vocabulary.raw_ids, vocabulary.names)])
+
+
 def _describe_sizes(sizes: list[tuple[int, int]]) -> str:
     """Smallest, median and largest by area."""
     if not sizes:
@@ -246,6 +266,10 @@ def _describe_sizes(sizes: list[tuple[int, int]]) -> str:
 def _share(part: PartSurvey, index: int) -> str:
     total = int(part.pixels.sum())
     return f"{100 * int(part.pixels[index]) / total:.2f} %" if total else "-"
+
+
+def _count(part: PartSurvey, index: int) -> str:
+    return str(int(part.pictures[index])) if part.num_read else "-"
 
 
 __all__ = ["COLUMNS", "PartSurvey", "Survey", "survey"]

@@ -12,7 +12,7 @@ from maftplus.train.data.registry import SegmentationDataset, ignore_value
 from maftplus.train.finetuning.coco import picture_size
 from maftplus.train.finetuning.folders import list_by_stem, pair_folders
 from maftplus.train.finetuning.names import Names, find_names
-from maftplus.train.finetuning.parts import Found, list_some, short_name
+from maftplus.train.finetuning.parts import Found, list_some, part_name
 from maftplus.train.finetuning.segments import paint_objects
 from maftplus.vocabularies.files import read_text
 
@@ -49,7 +49,7 @@ def read_yolo(root: Path, names: Names | None) -> Found | None:
             found.notes.append(f"{len(lonely)} pictures without annotation are left out: {list_some(lonely)}.")
         for item in items:
             found.classes[item.called] = {number for number, _ in read_lines(item)}
-        name = f"{short_name(root)}_{split}" if split else short_name(root)
+        name = part_name(root, split)
         found.parts[split] = SegmentationDataset(
             name, "panoptic", vocabulary, items, read_text_objects, ignore_value(vocabulary)
         )
