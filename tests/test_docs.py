@@ -61,6 +61,12 @@ NOT_RUN = [
         "python train/run.py train/recipes/overfit.yaml --do_train --dataset hub:NAME --image_column image \\",
         "the network",
     ),
+    ("docs/deploy.md", "import torch", "a folder exported for OpenVINO, which takes minutes"),
+    (
+        "docs/finetune.md",
+        "maftplus finetune --data msrc --model scratch --out runs/msrc",
+        "the MSRC-21 photographs and an hour",
+    ),
     ("docs/finetune.md", "python shapes/new_things_runs.py --out runs/new_things_runs", "half an hour of one core"),
     ("docs/scale.md", "ray start --head --port 6379              # on the first machine", "a Ray cluster"),
     (

@@ -76,7 +76,7 @@ def evaluate(
     The words are the data's names (or those of --labels-file); nothing is trained.
     """
     from maftplus.app.models import resolve_model
-    from maftplus.train.finetuning.forms import as_semantic, read_form
+    from maftplus.train.finetuning.forms import read_form
     from maftplus.train.finetuning.survey import survey
 
     if out is not None and out.exists() and not out.is_dir():
@@ -84,16 +84,12 @@ def evaluate(
     folder = resolve_model(model)
     options = {"image_column": image_column, "label_column": label_column, "ignore_value": ignore_value}
     form = read_form(data, labels_file=labels_file, task=task and task.value, seed=seed, **options)
-    if split is Split.test or (split is Split.all and form.test is not None):
-        form = form.measuring_test(and_validation=split is Split.all)
-    parts = {Split.all: ("train", "validation"), Split.train: ("train",)}.get(split, ("validation",))
+    form, parts = _choose_parts(form, split)
     found = survey(form, progress=not quiet, parts=parts)
     if not quiet:
         for line in found.lines:
             typer.echo(line, err=True)
-    measured = form.whole if split is Split.all else getattr(form, parts[0])
-    if form.task != measured.task:
-        measured = as_semantic(measured)
+    measured = _join_parts(form, parts)
     tasks = ("panoptic", "semantic") if form.task == "panoptic" and task is None else (form.task,)
     network = {"device": device, "dtype": dtype.value, "batch_size": batch_size, "max_pictures": max_pictures}
     evaluations = _measure(folder, measured, tasks, network, WORST if out else 0)
@@ -102,6 +98,21 @@ def evaluate(
     if out is not None:
         facts = {"model": model, "data": data, "seed": seed, **network, "measured on": measured_on}
         _write(evaluations, found, split, facts, out)
+
+
+def _choose_parts(form: "Form", split: Split) -> "tuple[Form, tuple[str, ...]]":
+    """The form with what is to be measured as its training or validation part, and the names of these parts."""
+    if split is Split.test or (split is Split.all and form.test is not None):
+        form = form.measuring_test(and_validation=split is Split.all)
+    return form, {Split.all: ("train", "validation"), Split.train: ("train",)}.get(split, ("validation",))
+
+
+def _join_parts(form: "Form", parts: tuple[str, ...]) -> Any:
+    """These parts as one data set, of the form's task."""
+    from maftplus.train.finetuning.forms import as_semantic
+
+    data = form.whole if len(parts) == 2 else getattr(form, parts[0])
+    return data if form.task == data.task else as_semantic(data)
 
 
 def _describe(form: "Form", split: Split) -> str:

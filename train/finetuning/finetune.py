@@ -238,10 +238,14 @@ def _tell_nobody(line: str) -> None:
 
 def _look_at(options: FinetuneOptions, tell: Tell) -> tuple[Form, Survey]:
     columns = {"image_column": options.image_column, "label_column": options.label_column}
-    if options.ignore_value is not None:
-        columns["ignore_value"] = options.ignore_value
-    task = "panoptic" if options.task == "instance" else options.task
-    form = read_form(options.data, labels_file=options.labels_file, task=task, seed=options.seed, **columns)
+    form = read_form(
+        options.data,
+        labels_file=options.labels_file,
+        task=options.task,
+        seed=options.seed,
+        ignore_value=options.ignore_value,
+        **columns,
+    )
     found = survey(form)
     for line in found.lines:
         tell(line)
@@ -291,7 +295,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _training_data(form: Form, tell: Tell) -> Any:
     """The training part; of label maps whose names say what is stuff, things as single objects."""
-    if form.task == "panoptic" or form.vocabulary.stuff is None:
+    if form.train.task == "panoptic" or form.vocabulary.stuff is None:
         return form.train
     tell("things that do not touch are trained as single objects, as the names say what is stuff")
     return Objects(form.train)

@@ -24,7 +24,8 @@ def write_page(story: "Story", path: Path) -> None:
     """Raises OSError if the file cannot be written."""
     report = Report("Fine-tuning", story.options.command())
     report.add_facts("Data", story.survey.facts)
-    report.add_text("Suspicious", *story.form.notes, *story.survey.warnings)
+    report.add_text("Notes", *story.form.notes)
+    report.add_text("Suspicious", *story.survey.warnings)
     report.add_table("Classes in the data", COLUMNS, story.survey.rows)
     report.add_facts("Training", _facts(story))
     _add_curves(report, story)
