@@ -39,7 +39,7 @@ def _way_to_onednn(tokens: Tensor) -> int:
     The dilation of a 1 x 1 convolution, on which its result does not depend. With one thread torch sends such a
     convolution to BLAS after all unless it is dilated (`use_mkldnn` in its Convolution.cpp); oneDNN halves the time.
     """
-    if torch.compiler.is_compiling() or torch.get_num_threads() > 1:
+    if torch.compiler.is_compiling() or torch.get_num_threads() > 1 or not torch.backends.mkldnn.is_available():
         return 1
     return 2 if tokens.numel() > ONEDNN_FROM else 1
 

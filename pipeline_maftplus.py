@@ -275,7 +275,7 @@ class MaftPlusSegmentationPipeline(Pipeline):
             batch = _stack_inputs([one["inputs"] for one in items], self.model.dtype, self.device)
             outputs = self.model(**batch, **words, **({} if masks is None else self._proposals(masks, **batch)))
             if flip_average:
-                batch["pixel_values"] = batch["pixel_values"].flip(-1)
+                batch = {name: value.flip(-1) for name, value in batch.items()}  # the padding lies on the other side
                 outputs = join_mirrored(outputs, self.model(**batch, **words))
         kept = {name: outputs[name] for name in KEPT_OUTPUTS}
         if masks is not None:

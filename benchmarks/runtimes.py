@@ -141,7 +141,8 @@ def quantised(runtime: str, onnx: Path, pictures: list[Tensor]) -> Path:
     import openvino
 
     target = onnx.with_suffix(".int8.xml")
-    openvino.save_model(quantise_openvino(openvino.convert_model(str(onnx)), pictures), str(target))
+    graph = quantise_openvino(openvino.convert_model(str(onnx)), pictures)
+    openvino.save_model(graph, str(target), compress_to_fp16=False)  # as `deploy/export.py` does
     return target
 
 

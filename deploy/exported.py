@@ -23,6 +23,7 @@ from maftplus.outputs_maftplus import MaftPlusPicture
 logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+PADDED_TO = 32  # what the processor pads heights and widths to a multiple of
 
 
 class MaftPlusExportedConfig(MaftPlusConfig):
@@ -148,17 +149,22 @@ class MaftPlusExportedForUniversalSegmentation(MaftPlusForUniversalSegmentation)
 
     def fix_size(self, height: int, width: int, batch: int = 1) -> None:
         """
-        Compile the graph for padded pictures of one size, too: those take a sixth less time, others what they took.
+        Compile the graph for padded pictures of one size, too: those take an eighth less time, others what they took.
 
         Args:
             height, width: Multiples of 32, as the processor pads.
             batch: Pictures at once.
 
         Raises:
-            ValueError: unless OpenVINO runs the graph.
+            ValueError: unless OpenVINO runs the graph; for sizes that no padded picture has.
         """
         if self.config.runtime != "openvino":
             raise ValueError(f"`fix_size` is for OpenVINO; this graph runs on {self.config.runtime}.")
+        if min(height, width, batch) < 1 or height % PADDED_TO or width % PADDED_TO:
+            raise ValueError(
+                f"`height` and `width` must be multiples of {PADDED_TO} and `batch` at least 1, "
+                f"got {height}, {width} and {batch}."
+            )
         self.model.session.fix_size((batch, 3, height, width))
 
     @property

@@ -138,7 +138,7 @@ def run_shards(task: Task, words: Words, pool: Pool, shards: Sequence[int]) -> I
         compute=ActorPoolStrategy(size=min(pool.num_workers, len(shards)), max_tasks_in_flight_per_actor=2),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
-        runtime_env={"env_vars": {"GLIBC_TUNABLES": KEEP_MEMORY}},
+        runtime_env={"env_vars": {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP_MEMORY)}},
         fn_constructor_kwargs={"task": replace(task, num_threads=pool.cpus), "words": words},
     )
     try:

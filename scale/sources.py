@@ -26,7 +26,7 @@ from maftplus.reading_maftplus import fetch_bytes, is_url
 from maftplus.scale.addresses import is_remote, open_address, read_bytes, walk_files
 
 PARQUET, TAR = (".parquet", ".pq"), (".tar",)
-PICTURE_TYPES = (r"struct<.*bytes: ", r"(large_)?binary", r"(large_)?string")  # of a column, the best first
+PICTURE_TYPES = (r"struct<(.*, )?bytes: ", r"(large_)?binary", r"(large_)?string")  # of a column, the best first
 WILDCARDS = re.compile(r"[*?\[]")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 DATASETS_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")  # that `save_to_disk` leaves

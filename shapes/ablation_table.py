@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from maftplus.shapes.evaluate import COLUMNS as FIGURES
+
 FiguresOfCase = tuple[str, int, Mapping[str, Mapping[str, float]]]
 
 CLIP_COLUMNS = ("retrieval", "all", "seen", "unseen", "novel", "stuff", "spread", "pooled", "pooled_spread")
-COLUMNS = ("seen", "unseen", "novel", "harmonic", "pq", "mask_sensitivity", "masks_right", "retrieval")
+COLUMNS = (*FIGURES, "mask_sensitivity", "masks_right", "retrieval")
 CLIP, VALIDATION, TEST = "clip", "validation, ", "test, "  # how the names of pieces begin
 CONTROL = TEST + "control, as long"
 GAINS = ("mask-aware", "+ compensation", "+ CDT")  # over the control, of a ConvNeXt

@@ -164,6 +164,8 @@ def test_a_graph_of_one_size_computes_the_same_and_other_sizes_still_run(model, 
     found = [exported.encode_picture(each).masks_queries_logits for each in pictures]
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="must be multiples of 32"):
+        exported.fix_size(64, 100)
 
 
 def test_one_size_is_for_openvino(onnx_folder):

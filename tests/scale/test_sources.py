@@ -143,3 +143,12 @@ def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path):
         write_whole(system, f"{path}/missing/x", b"content", path)
     assert list(tmp_path.iterdir()) == []
     shutil.rmtree(tmp_path)
+
+
+def test_a_column_that_counts_bytes_is_no_picture(tmp_path):
+    about = pa.array([{"num_bytes": 7}], pa.struct({"num_bytes": pa.int64()}))
+    pq.write_table(pa.table({"about": about, "picture": [png(9)]}), tmp_path / "rows.parquet")
+    source = str(tmp_path / "rows.parquet")
+    (shard,) = list_shards(source, shard_size=10)
+    (item,) = read_shard(source, shard)
+    assert decode(item.key, item.read()).size == (6, 4)
