@@ -38,6 +38,7 @@ from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.pictures.files import write_atomically
 from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.shapes.evaluate import evaluate
+from maftplus.shapes.gains import fingerprint
 from maftplus.shapes.scenes import scenes
 
 RUNS = {  # name -> runtime, precision, whether in int8 with a calibration
@@ -187,7 +188,7 @@ def report_quality(arguments: argparse.Namespace, onnx: Path) -> list[tuple[str,
     rows = {}
     for name in chosen:
         for seed in SEEDS if RUNS[name][2] else ("-",):
-            key = f"{name}, calibration {seed}, {arguments.scenes} scenes"
+            key = f"{name}, calibration {seed}, {arguments.scenes} scenes, weights {fingerprint(SHAPES_MODEL)}"
             measure = partial(quality, name, seed, model, processor, onnx, arguments.scenes)
             rows[key] = remembered(key, arguments.results, measure)
             print(f"| {name} | {seed} | {rows[key][0]:.1f} | {rows[key][1]:.1f} |", flush=True)

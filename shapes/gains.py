@@ -234,7 +234,7 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 def run_missing(model: Path, path: Path, num_chosen: int, num_scenes: int, seeds: Sequence[int]) -> dict:
     """What `path` holds, with every piece of this model that it lacked; written after each piece."""
-    about = {"model": _fingerprint(model), "validation_scenes": num_chosen, "test_scenes": num_scenes}
+    about = {"model": fingerprint(model), "validation_scenes": num_chosen, "test_scenes": num_scenes}
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if content.get("about") != about:
         content = {"about": about, "test": {}}
@@ -256,7 +256,8 @@ def run_missing(model: Path, path: Path, num_chosen: int, num_scenes: int, seeds
     return content
 
 
-def _fingerprint(model: Path) -> str:
+def fingerprint(model: Path) -> str:
+    """Tells weights apart: figures of other ones are measured anew."""
     with open(model / "model.safetensors", "rb") as weights:
         return hashlib.file_digest(weights, "sha256").hexdigest()[:16]
 

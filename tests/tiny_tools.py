@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from text_tools import load_tokenizer
 
@@ -62,3 +63,8 @@ def save_tiny(folder: Path, labels: list | None = None, stuff: list | tuple = ()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def noise_pixels(seed: int) -> np.ndarray:
+    """(50, 70, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 255, (50, 70, 3), dtype=np.uint8)

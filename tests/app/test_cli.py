@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_tools import save_tiny
+from tiny_tools import noise_pixels
 from typer.testing import CliRunner
 
 from maftplus.app.cli import app
@@ -26,21 +26,8 @@ from maftplus.processing_maftplus import MaftPlusSegmentationPipeline
 from maftplus.shapes import demo
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"), ["cat, kitten", "grass"], stuff=["grass"])
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "pictures" / "one.png"
-    path.parent.mkdir()
-    noise_picture(0).save(path)
-    return path
-
-
 def noise_picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    return Image.fromarray(noise_pixels(seed))
 
 
 def run(*arguments):

@@ -6,25 +6,11 @@ import numpy as np
 import pytest
 from docs_files import run_lengths
 from PIL import Image
-from tiny_tools import save_tiny
 from typer.testing import CliRunner
 
 from maftplus.app.cli import app
 from maftplus.app.jobs import Job
 from maftplus.app.masks import find_mask_files, load_masks
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"), ["cat, kitten", "grass"], stuff=["grass"])
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "pictures" / "one.png"
-    path.parent.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(path)
-    return path
 
 
 def make_masks():

@@ -11,4 +11,5 @@ import maftplus.app.segmenting, maftplus.app.models, maftplus.deploy.exported, m
 
 
 def test_segmenting_and_exported_models_need_no_extra():
-    subprocess.run([sys.executable, "-c", CODE], check=True)
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

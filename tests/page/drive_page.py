@@ -116,6 +116,12 @@ def ask(page: Page) -> None:
     page.locator("#segment").click()
 
 
+def segment_scene(page: Page, path: Path, *words: str) -> None:
+    upload(page, path)
+    write_words(page, *words)
+    ask(page)
+
+
 def expect_word(page: Page, word: str, is_there: bool = True) -> None:
     """A row of the table whose word it is, or none."""
     rows = page.locator("#table").get_by_role("row", name=re.compile(rf"^\d+ {word} (thing|stuff)"))
@@ -143,9 +149,7 @@ def coloured(page: Page, place: tuple[float, float]) -> np.ndarray:
 
 def test_a_scene_and_words_give_a_table_and_a_coloured_picture(visit, scene, scene_file):
     page = visit()
-    upload(page, scene_file)
-    write_words(page, "purple ring", "green ring", "stuff: grass")
-    ask(page)
+    segment_scene(page, scene_file, "purple ring", "green ring", "stuff: grass")
     expect_word(page, "purple ring")
     expect_word(page, "grass")
     place = inner_point(scene, "purple ring")
@@ -158,9 +162,7 @@ def test_a_scene_and_words_give_a_table_and_a_coloured_picture(visit, scene, sce
 
 def test_other_words_give_another_answer(visit, scene_file):
     page = visit()
-    upload(page, scene_file)
-    write_words(page, "purple ring", "stuff: grass")
-    ask(page)
+    segment_scene(page, scene_file, "purple ring", "stuff: grass")
     expect_word(page, "purple ring")
     write_words(page, "blue circle, azure ball", "stuff: water")
     ask(page)
@@ -200,9 +202,7 @@ def test_two_visitors_at_once_get_their_own_answers(visit, scene_file):
 
 def test_a_word_has_a_heat_map_and_an_answer_its_downloads(visit, scene_file):
     page = visit()
-    upload(page, scene_file)
-    write_words(page, "purple ring", "stuff: grass")
-    ask(page)
+    segment_scene(page, scene_file, "purple ring", "stuff: grass")
     expect_word(page, "purple ring")
     for name in ("picture_overlay", "picture_labels", "picture_coco"):
         expect(page.locator("#files").get_by_text(re.compile(name)).first).to_be_visible()
