@@ -233,7 +233,7 @@ def make_proposer(case: Case) -> dict[str, Any]:
     """The one frozen proposer of all seeds, whose trunk starts from the dense ConvNeXt of the first."""
     teacher = case.of("convnext_dense", FIRST_SEED)
     make_clip(teacher)
-    recipe = load_recipe(RECIPES / "shapes_proposer.yaml", [f"max_steps={case.recipe['proposer_steps']}"])
+    recipe = {**load_recipe(RECIPES / "shapes_proposer.yaml", []), **case.recipe["proposer"]}
     return train_proposer_once(recipe, make_data(teacher), case.work / "proposer", teacher.folder / "clip")
 
 

@@ -49,7 +49,7 @@ def recipe():
     recipe["pretraining"]["clip_config"] = {"projection_dim": 16, "text_config": TEXT, "vision_config": VISION}
     vit = {**VIT, "intermediate_size": 16, "num_attention_heads": 8, "num_hidden_layers": 2}
     clip = {"projection_dim": 16, "first_masked_layer": 1, "text_config": TEXT, "vision_config": vit}
-    recipe["clips"]["vit_image"] = {"proposer_steps": 1, "pretraining": {"clip_config": clip}}
+    recipe["clips"]["vit_image"] = {"proposer": {"max_steps": 1}, "pretraining": {"clip_config": clip}}
     return recipe
 
 
