@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForUniversalSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
-from maftplus.conversion.registry import find_model
+from maftplus.conversion.registry import find_model, may_be_on_hub
 from maftplus.deploy.precision import AUTO, choose_dtype
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.processing_maftplus import MaftPlusProcessor, MaftPlusSegmentationPipeline
-from maftplus.train.finetuning.lora import base_of, is_adapter, load_adapter
+from maftplus.train.finetuning.lora import base_of, fetch_adapter, is_adapter, load_adapter
 
 PROCESSOR_FILE = "processor_config.json"
 MODEL_TYPES = ("maftplus", "maftplus_exported")  # of config.json
@@ -24,7 +24,8 @@ MODEL_TYPES = ("maftplus", "maftplus_exported")  # of config.json
 
 def resolve_model(model: str | None) -> str:
     """
-    The folder that a model's name stands for (`find_model`); what is no name is given back.
+    The folder that a model's name stands for (`find_model`), or that of an adapter on the Hub, which is fetched; what
+    is no name is given back.
 
     Raises:
         ValueError: without a model, or for the name of one that is not here.
@@ -34,7 +35,7 @@ def resolve_model(model: str | None) -> str:
             "--model is missing: give a model folder or name; --model shapes is the one that comes with the package, "
             "which knows a synthetic world of coloured shapes and no photograph."
         )
-    return find_model(model)
+    return fetch_adapter(find_model(model))
 
 
 def resolve_whole_model(model: str | None) -> str:
@@ -126,8 +127,7 @@ def check_model_folder(model: str) -> None:
     """
     folder = Path(model)
     if not folder.is_dir():
-        is_path = folder.is_absolute() or model[:1] in (".", "~") or model.count("/") != 1 or folder.parent.is_dir()
-        if is_path:
+        if not may_be_on_hub(model):
             raise ValueError(f"{model}: there is no such model folder; give one with --model.")
         return
     if is_adapter(folder):

@@ -250,6 +250,12 @@ def find_model(model: str) -> str:
     return model
 
 
+def may_be_on_hub(model: str) -> bool:
+    """Whether `model` is a name like `user/name`, and no path."""
+    is_path = Path(model).is_absolute() or model[:1] in (".", "~") or Path(model).is_dir()
+    return not is_path and model.count("/") == 1 and not Path(model).parent.is_dir()
+
+
 def name_of_model(model: str) -> str:
     """
     What `find_model` finds a model by again: the name of a shipped or fetched one, whose folder may be another
@@ -269,6 +275,7 @@ __all__ = [
     "Release",
     "download_folder",
     "find_model",
+    "may_be_on_hub",
     "find_release",
     "home",
     "is_there",

@@ -166,6 +166,13 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
+def point_at(hub: Hub, monkeypatch) -> None:
+    """Whoever asks the Hub asks `hub`."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
     server = Hub()

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from maftplus.conversion.registry import find_model
 from maftplus.train.data.registry import DATA_SETS
+from maftplus.train.finetuning.lora import fetch_adapter
 from maftplus.train.trainer import MaftPlusTrainingArguments
 
 RECIPE_ENDINGS = (".yaml", ".yml")
@@ -77,6 +78,7 @@ class ModelArguments(LoraArguments):
         for name in ("model_name_or_path", "clip_name_or_path", "tokenizer_name_or_path", "teacher_name_or_path"):
             value = getattr(self, name)
             setattr(self, name, value and find_model(value))
+        self.model_name_or_path = self.model_name_or_path and fetch_adapter(self.model_name_or_path)
 
 
 @dataclass
@@ -140,6 +142,10 @@ class DataArguments(EvaluationArguments):
     augmentation: list | str | None = field(
         default=None, metadata=_help("JSON; a list of transforms, see train/data/augmentation.py.")
     )
+    copy_paste: float = field(
+        default=0.0,
+        metadata=_help("Probability that things of another picture are laid over one (data with single objects)."),
+    )
     eval_size: dict | str | None = field(
         default=None, metadata=_help('JSON; {"shortest_edge": 800, "longest_edge": 1333} of evaluation and use.')
     )
@@ -150,6 +156,8 @@ class DataArguments(EvaluationArguments):
         for name in ("max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.copy_paste <= 1:
+            raise ValueError(f"`copy_paste` is a probability between 0 and 1, got {self.copy_paste}.")
 
 
 class OptionParser(HfArgumentParser):

@@ -263,8 +263,10 @@ def _require_a_step(data, args: MaftPlusTrainingArguments) -> None:
 def _augmented(data, args: DataArguments, void: int, seed: int) -> AugmentedDataset | AugmentedStream:
     """Training samples with their augmentation; a stream is shuffled within a buffer, other data by the Trainer."""
     transforms = build_transforms(args.augmentation, ignore_index=void)
+    if args.copy_paste and (is_stream(data) or data.task != "panoptic"):
+        raise ValueError("`copy_paste` takes things from one picture to another: it needs panoptic data, no stream.")
     if not is_stream(data):
-        return AugmentedDataset(data, transforms, seed)
+        return AugmentedDataset(data, transforms, seed, args.copy_paste)
     if args.shuffle_buffer_size:
         data = replace(data, rows=data.rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size))
     return AugmentedStream(data, transforms, seed)

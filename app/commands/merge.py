@@ -10,7 +10,9 @@ from maftplus.app.command import command
 
 @command()
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter that LoRA training left.")],
+    adapter: Annotated[
+        str, typer.Argument(help="Folder of an adapter that LoRA training left, or its name on the Hub.")
+    ],
     out: Annotated[Path, typer.Argument(help="The new model folder.")],
     base: Annotated[
         str | None, typer.Option(help="Name or folder of the base model. Default: the one that the adapter names.")
@@ -20,13 +22,14 @@ def merge(
     from transformers.utils import logging
 
     from maftplus.app.models import load_processor
-    from maftplus.train.finetuning.lora import load_adapter
+    from maftplus.train.finetuning.lora import fetch_adapter, load_adapter
 
     if out.exists():
         raise ValueError(f"{out} is there already; give a new folder.")
     logging.disable_progress_bar()
-    model = load_adapter(adapter, base)
-    processor = load_processor(str(adapter), base)
+    folder = fetch_adapter(adapter)
+    model = load_adapter(folder, base)
+    processor = load_processor(folder, base)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     typer.echo(f"{out}: an ordinary model folder, {len(model.config.vocabulary)} classes stored")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conversion_tools import full_size_state, open_clip_state, tiny_state, written
 from drive_server import routed, serve
-from hub_server import serve_hub
+from hub_server import point_at, serve_hub
 from safetensors.torch import load_file, save_file
 from text_tools import load_tokenizer
 from tiny_tools import save_tiny
@@ -64,9 +64,7 @@ def drive(tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     with serve_hub() as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        point_at(server, monkeypatch)
         yield server
 
 

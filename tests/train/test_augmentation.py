@@ -17,7 +17,9 @@ from maftplus.train.data.augmentation import (
     ResizeShortestEdge,
     TrainingCollator,
     build_transforms,
+    paste_things,
 )
+from maftplus.vocabularies.files import VocabularyFile
 
 ALL = [
     {"name": "resize_shortest_edge", "shortest": [24, 32, 40], "longest": 80},
@@ -100,6 +102,45 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
         assert sample["point_seed"] == other["point_seed"]
     second.set_epoch(5)
     assert second[0]["point_seed"] != first[0]["point_seed"]
+
+
+class Scenes(list):
+    vocabulary = VocabularyFile("scenes", ("thing", "ground"), (("thing",), ("ground",)), (0, 1), stuff=(1,))
+
+
+def scene(value: int, name: str) -> dict:
+    """A thing of class 0 on stuff of class 1, in one colour; as `Objects` gives them."""
+    ids = np.full((8, 10), 1, np.int32)
+    ids[2:5, value % 5 : value % 5 + 3] = 2
+    infos = [{"id": 1, "label_id": 1, "iscrowd": 0}, {"id": 2, "label_id": 0, "iscrowd": 0}]
+    image = np.full((8, 10, 3), value, np.uint8)
+    return {"name": name, "image": image, "segmentation_map": ids, "segments_info": infos}
+
+
+def test_a_pasted_thing_brings_its_pixels_its_class_and_an_id_of_its_own():
+    pasted = paste_things(scene(10, "a"), scene(23, "b"), stuff=[1], rng=rng())
+    is_new = pasted["image"][..., 0] == 23
+    assert np.array_equal(is_new, scene(23, "b")["segmentation_map"] == 2)
+    assert (pasted["segmentation_map"][is_new] == 3).all()
+    assert np.array_equal(pasted["segmentation_map"][~is_new], scene(10, "a")["segmentation_map"][~is_new])
+    assert [(s["id"], s["label_id"]) for s in pasted["segments_info"]] == [(1, 1), (2, 0), (3, 0)]
+    smaller = scene(23, "b")
+    smaller.update(image=smaller["image"][:4], segmentation_map=smaller["segmentation_map"][:4])
+    assert (paste_things(scene(10, "a"), smaller, [1], rng())["image"][4:] == 10).all()
+    bare = {**scene(23, "b"), "segments_info": scene(23, "b")["segments_info"][:1]}
+    assert paste_things(scene(10, "a"), bare, [1], rng())["segments_info"] == scene(10, "a")["segments_info"]
+
+
+def test_copy_paste_depends_on_seed_epoch_and_index_and_is_off_by_default():
+    data = Scenes(scene(10 + i, str(i)) for i in range(20))
+    plain, some = AugmentedDataset(data, seed=3), AugmentedDataset(data, seed=3, copy_paste=0.5)
+    assert all(len(plain[i]["segments_info"]) == 2 for i in range(20))
+    numbers = [len(some[i]["segments_info"]) for i in range(20)]
+    assert set(numbers) == {2, 3}
+    again = AugmentedDataset(data, seed=3, copy_paste=0.5)
+    assert all(np.array_equal(again[i]["image"], some[i]["image"]) for i in range(20))
+    again.set_epoch(1)
+    assert [len(again[i]["segments_info"]) for i in range(20)] != numbers
 
 
 def test_crowds_and_void_are_no_objects_and_ids_keep_their_class():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from form_tools import make_panoptic
 from PIL import Image
 from tiny_tools import save_tiny, tiny_config
 from training_tools import make_trainer
@@ -16,6 +17,7 @@ from transformers import pipeline
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
 from maftplus.train.data.registry import SegmentationDataset
 from maftplus.train.evaluation.evaluate import Evaluation
+from maftplus.train.evaluation.pages import has_truth, worst_pairs
 from maftplus.train.finetuning.finetune import Progress, _check_out, _clear_out, choose_mixture, finetune, pick_watched
 from maftplus.train.finetuning.kept import Kept, find_others, opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
@@ -148,9 +150,30 @@ def test_lora_leaves_an_adapter_and_a_merged_model(data, base, tmp_path):
     pytest.importorskip("peft")
     story, _ = run(data, base, tmp_path / "out", preset="lora", lora_rank=2)
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").is_file()
+    card = (tmp_path / "out" / "adapter" / "README.md").read_text()
+    assert f"maftplus segment picture.jpg --model {tmp_path / 'out' / 'adapter'}" in card
+    assert f"its base is {base}" in card
+    assert "pipeline(" in (tmp_path / "out" / "model" / "README.md").read_text()
     assert story.num_trained < story.num_parameters / 2
     model = MaftPlusForUniversalSegmentation.from_pretrained(tmp_path / "out" / "model")
     assert model.config.vocabulary[0] == ["cat", "kitten"]
+
+
+def test_panoptic_data_tell_what_is_taken_for_what_too(base, tmp_path):
+    story, _ = run(make_panoptic(tmp_path / "data", 8).parent, base, tmp_path / "out", max_steps=1)
+    assert story.after.task == "panoptic"
+    pairs = worst_pairs(story.after.pixels)
+    text = (tmp_path / "out" / "report.html").read_text()
+    table = text.split("<h2>After: what is taken for what")[1].split("</table>")[0]
+    assert table.count("<tr") == 1 + len(pairs) > 1
+
+
+def test_a_class_that_no_picture_holds_has_no_figure():
+    vocabulary = parse_lines(["cat", "dog", "tree"], "here")
+    counts = np.array([[0.9, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])  # IoU, found, false, missed
+    assert has_truth(Evaluation("pets", "panoptic", vocabulary, counts)).tolist() == [True, False, True]
+    confusion = np.array([[9, 0, 0, 0], [1, 0, 0, 0], [0, 0, 3, 5], [0, 0, 0, 5]])  # dogs only in error
+    assert has_truth(Evaluation("pets", "semantic", vocabulary, confusion)).tolist() == [True, False, True]
 
 
 def test_scratch_needs_no_model(data, tmp_path):
@@ -380,6 +403,14 @@ def test_resume_refuses_other_options_and_names_them(data, base, tmp_path):
         _check_out(replace(options, resume=True))
     (tmp_path / "checkpoint-1").mkdir()
     _check_out(replace(options, resume=True, use_cpu=True))
+
+
+def test_resume_takes_a_path_however_it_is_typed(data, base, tmp_path, monkeypatch):
+    options = FinetuneOptions(str(data), tmp_path, str(base))
+    (tmp_path / "finetune.json").write_text(json.dumps({"options": options.recorded()}))
+    (tmp_path / "checkpoint-1").mkdir()
+    monkeypatch.chdir(data.parent)
+    _check_out(replace(options, data=f"./{data.name}", resume=True))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import point_at, serve_hub
 from safetensors.torch import load_file
 from test_training import maft_model
 from tiny_tools import save_tiny, tiny_model, tiny_processor
@@ -32,12 +33,15 @@ from maftplus.train.finetuning.lora import (
     add_adapter,
     base_of,
     describe_adapter,
+    fetch_adapter,
+    is_adapter,
     load_adapter,
     load_adapter_weights,
     match_modules,
     merge_adapter,
     save_adapter,
 )
+from maftplus.train.options import ModelArguments
 from maftplus.train.run import main
 from maftplus.train.trainer import (
     check_trainable,
@@ -325,6 +329,23 @@ def test_a_merged_folder_and_the_adapter_s_own_segment_alike(tmp_path):
         pipe = load_pipeline(str(tmp_path / name), "cpu", "float32")
         torch.testing.assert_close(answer(pipe.model), answer(model), rtol=1e-5, atol=1e-5)
         assert pipe.model.config.vocabulary == CLASSES
+
+
+def test_an_adapter_is_found_by_its_name_on_the_hub(tmp_path, monkeypatch):
+    model, folder = saved_adapter(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False)
+    with serve_hub() as hub:
+        point_at(hub, monkeypatch)
+        hub.repositories["somebody/whole"] = {"config.json": b"{}"}
+        hub.repositories["somebody/adapter"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert fetch_adapter("somebody/whole") == "somebody/whole"
+        torch.testing.assert_close(answer(load_adapter("somebody/adapter")), answer(model), rtol=1e-5, atol=1e-5)
+        assert is_adapter(ModelArguments(model_name_or_path="somebody/adapter").model_name_or_path)
+        result = CliRunner().invoke(app, ["merge", "somebody/adapter", str(tmp_path / "merged")])
+    assert result.exit_code == 0, result.output
+    pipe = load_pipeline(str(tmp_path / "merged"), "cpu", "float32")
+    torch.testing.assert_close(answer(pipe.model), answer(model), rtol=1e-5, atol=1e-5)
 
 
 def test_resuming_an_adapter_equals_an_undisturbed_run(tmp_path):

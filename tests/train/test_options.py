@@ -65,6 +65,7 @@ def test_a_recipe_of_a_billion_laughs_ends(tmp_path):
         (["--model_config", '{"num_queries": '], "`model_config` must be JSON"),
         (["--augmentation", "{}"], "`augmentation` must be a JSON list"),
         (["--max_train_samples", "0"], "`max_train_samples` must be at least 1"),
+        (["--copy_paste", "2"], "`copy_paste` is a probability between 0 and 1"),
         (["--image_folder", "nowhere"], "nowhere does not exist"),
         (["--dataset", "shapes"], "`dataset` must be 'folder'"),
         (["nowhere.yaml"], "'nowhere.yaml' belongs to no option"),

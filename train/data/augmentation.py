@@ -2,6 +2,7 @@
 
 A sample always looks the same in the same epoch, whichever process or worker draws it, so a resumed run sees the very
 pictures that the uninterrupted one would have seen.
+With `copy_paste` things of another picture, drawn by the same seed, stand in front.
 Sources of the settings: large-scale jitter, arXiv 2012.07177; colour, arXiv 1512.02325 (SSD).
 Shapes: a picture (H, W, 3) uint8 RGB, a label map (H, W) int32 of class or segment ids.
 """
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 GREY = 128
+PASTED = 1  # tells the seed of what is pasted
 VOID_ID = -1  # no segment and no class has it, while 0 may be a class and 255 a segment
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -148,10 +150,12 @@ class AugmentedDataset(Dataset):
         transforms: As `build_transforms` returns them.
         seed: With the epoch (`set_epoch`) and the sample's index it decides everything random, including `point_seed`,
             which every sample carries for the random points of its mask losses.
+        copy_paste: Probability that things of another picture are laid over one; for samples with `segments_info`.
     """
 
-    def __init__(self, dataset: Any, transforms: Sequence[Transform] = (), seed: int = 0):
+    def __init__(self, dataset: Any, transforms: Sequence[Transform] = (), seed: int = 0, copy_paste: float = 0.0):
         self.dataset, self.transforms, self.seed, self.epoch = dataset, list(transforms), seed, 0
+        self.copy_paste = copy_paste
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -160,7 +164,15 @@ class AugmentedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return augmented(self.dataset[index], self.transforms, [self.seed, self.epoch, index])
+        sample = augmented(self.dataset[index], self.transforms, [self.seed, self.epoch, index])
+        if not self.copy_paste:
+            return sample
+        seed = [self.seed, self.epoch, index, PASTED]
+        rng = np.random.default_rng(seed)
+        if rng.random() >= self.copy_paste:
+            return sample
+        other = augmented(self.dataset[int(rng.integers(len(self)))], self.transforms, seed)
+        return paste_things(sample, other, self.dataset.vocabulary.stuff or (), rng)
 
 
 class AugmentedStream(IterableDataset):
@@ -208,6 +220,30 @@ def augmented(sample: dict[str, Any], transforms: Sequence[Transform], seed: lis
         image, labels = transform(image, labels, rng)
     sample.update(image=np.ascontiguousarray(image), segmentation_map=np.ascontiguousarray(labels))
     return {**sample, "point_seed": point_seed}
+
+
+def paste_things(
+    sample: dict[str, Any], other: dict[str, Any], stuff: Sequence[int], rng: np.random.Generator
+) -> dict[str, Any]:
+    """
+    `sample` with some of the things of `other` in front, where they stand there; both after their transforms.
+
+    Source: arXiv 2012.07177 (Simple Copy-Paste), without its blending.
+    """
+    things = [segment for segment in other["segments_info"] if segment["label_id"] not in stuff]
+    if not things:
+        return sample
+    image, ids = sample["image"].copy(), sample["segmentation_map"].copy()
+    segments = list(sample["segments_info"])
+    height, width = np.minimum(ids.shape, other["segmentation_map"].shape)
+    window = slice(height), slice(width)
+    for place in rng.permutation(len(things))[: int(rng.integers(1, len(things) + 1))]:
+        is_thing = other["segmentation_map"][window] == things[place]["id"]
+        new_id = max((segment["id"] for segment in segments), default=0) + 1
+        image[window][is_thing] = other["image"][window][is_thing]
+        ids[window][is_thing] = new_id
+        segments.append({**things[place], "id": new_id})
+    return {**sample, "image": image, "segmentation_map": ids, "segments_info": segments}
 
 
 @dataclass

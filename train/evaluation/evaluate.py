@@ -95,6 +95,7 @@ class Evaluation:
     One data set under one task: `counts` summed over all processes, and what the report needs beside them.
 
     `counts` is (K+1, K+1) for semantic, (K, 4) for panoptic; `examples` the best and worst pictures, best first.
+    `pixels` is what a panoptic evaluation knows of single pixels: the semantic one of the same predictions.
     """
 
     data_set: str
@@ -104,6 +105,7 @@ class Evaluation:
     num_images: int = 0
     seconds: float = 0.0
     examples: list[Example] = field(default_factory=list)
+    pixels: "Evaluation | None" = None
 
     @property
     def figures(self) -> dict[str, Any]:

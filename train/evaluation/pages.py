@@ -39,9 +39,10 @@ def add_evaluation(report: Report, evaluation: Evaluation, title: str = "") -> N
 def add_mistakes(report: Report, evaluation: Evaluation, title: str) -> None:
     """Add what stands beside the figures: which classes are taken for which, the best and the worst pictures."""
     heading = CLASS_HEADING[evaluation.task]
-    if evaluation.task == "semantic":
+    pixels = evaluation if evaluation.task == "semantic" else evaluation.pixels
+    if pixels is not None:
         columns = ["truth", "taken for", "of the truth's pixels", "of all wrong pixels"]
-        report.add_table(f"{title}: what is taken for what", columns, worst_pairs(evaluation))
+        report.add_table(f"{title}: what is taken for what", columns, worst_pairs(pixels))
     pictures = [(f"{e.name}: {heading} {_percent(e.score)}", draw_example(e, evaluation)) for e in evaluation.examples]
     note = "Picture, truth, prediction; the best of all that were measured first, the worst last."
     report.add_pictures(f"{title}: best and worst pictures", pictures, note, is_wide=True)
@@ -64,6 +65,12 @@ def class_rows(evaluation: Evaluation) -> list[list[str]]:
     order = sorted(np.flatnonzero(is_met), key=lambda index: values[index])
     names = evaluation.vocabulary.names
     return [[names[index], _percent(values[index]), *(str(int(one)) for one in counts[index])] for index in order]
+
+
+def has_truth(evaluation: Evaluation) -> np.ndarray:
+    """(K,) bool: which classes the pictures hold, whatever was predicted."""
+    counts = evaluation.counts
+    return counts[:, :-1].any(axis=0) if evaluation.task == "semantic" else counts[:, [1, 3]].any(axis=1)
 
 
 def worst_pairs(evaluation: Evaluation, number: int = 10) -> list[list[str]]:
@@ -90,4 +97,13 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-__all__ = ["FIGURE", "add_evaluation", "add_mistakes", "class_columns", "class_rows", "figure_of", "worst_pairs"]
+__all__ = [
+    "FIGURE",
+    "add_evaluation",
+    "add_mistakes",
+    "class_columns",
+    "class_rows",
+    "figure_of",
+    "has_truth",
+    "worst_pairs",
+]

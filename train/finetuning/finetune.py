@@ -13,7 +13,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from maftplus.train.finetuning.plan import Plan, make_plan, measure_steps, peak_
 from maftplus.train.finetuning.presets import (
     MINUTES,
     MIXTURES,
+    PATHS,
     PATIENCE,
     SCRATCH,
     Arguments,
@@ -205,7 +206,7 @@ def _check_out(options: FinetuneOptions) -> None:
 def _check_needed(options: FinetuneOptions) -> None:
     """Raises ValueError if what the run reads lies in the folder that it empties."""
     out = options.out.resolve()
-    for name in ("data", "model", "labels_file", "keep_data", "keep_labels"):
+    for name in PATHS:
         path = Path(getattr(options, name) or "").resolve()
         if getattr(options, name) and out in (path, *path.parents) and path.exists():
             flag = name.replace("_", "-")
@@ -263,8 +264,11 @@ def _build(
     if options.recipe != SCRATCH:
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
+    data = _training_data(form, tell)
+    if data.task != "panoptic":
+        data_args.copy_paste = 0.0  # there are no objects to take
     with _words_unwarned() if options.recipe == SCRATCH else contextlib.nullcontext():
-        trainer = assemble_trainer(model, processor, _training_data(form, tell), watched, *arguments)
+        trainer = assemble_trainer(model, processor, data, watched, *arguments)
     for other in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(other)
     trainer.add_callback(Progress(tell, form.task))
@@ -328,7 +332,11 @@ def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor
 
 def _measure_task(trainer: MaftPlusTrainer, data: Any) -> Evaluation:
     trainer.model.to(trainer.args.device)
-    return measure(_predictor(trainer, stored=True), data, {data.task: data.task}, NUM_EXAMPLES)[data.task]
+    kinds = {"semantic": "semantic", data.task: data.task}
+    measured = measure(_predictor(trainer, stored=True), data, kinds, NUM_EXAMPLES)
+    if data.task == "panoptic":
+        measured[data.task].pixels = measured["semantic"]
+    return measured[data.task]
 
 
 def _plan(
@@ -410,18 +418,19 @@ def _write(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None
     if has_adapter(model):
         save_adapter(model, out / "adapter")
         trainer.processing_class.save_pretrained(out / "adapter")
+        _write_card(story, trainer, arguments, out / "adapter")
         merge_adapter(model)
     model.save_pretrained(out / "model")
     trainer.processing_class.save_pretrained(out / "model")
     write_page(story, out / REPORT)
     write_atomically(out / METRICS, json.dumps(story.metrics, indent=2))
-    _write_card(story, trainer, arguments)
+    _write_card(story, trainer, arguments, out / "model")
     for path in checkpoints_of(out):
         shutil.rmtree(path)
 
 
-def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None:
-    data_args, config = arguments[1], trainer.model.config
+def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments, folder: Path) -> None:
+    data_args, config = replace(arguments[1]), trainer.model.config
     data_args.dataset = f"{story.form.name} ({story.form.split})"
     data_args.train_split, data_args.eval_split = "train", "held out"
     classes = [config.id2label[index] for index in range(len(config.id2label))]
@@ -430,7 +439,7 @@ def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) ->
     stuff = [classes[index] for index in config.stuff_ids or ()]
     out, base = story.options.out, story.options.model
     named = {"title": out.resolve().name, "base": "none, from random weights" if base == SCRATCH else base}
-    folder, command = out / "model", story.options.command()
+    command = story.options.command()
     write_card(folder, trainer, metrics, data_args, command, "", classes, stuff, **named)
 
 

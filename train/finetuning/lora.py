@@ -2,7 +2,7 @@
 
     add_adapter(model, "all", rank=8)        # in place; the trainer then trains the adapter alone
     save_adapter(model, folder)              # PEFT's two files; the network's configuration and words beside them
-    model = load_adapter(folder)             # an ordinary model: its base, the adapter merged into it, its words
+    model = load_adapter(folder_or_name)     # an ordinary model: its base, the adapter merged into it, its words
     PeftModel.from_pretrained(base, folder)  # PEFT's own way, the void row included, without the words
 
 Source: arXiv 2106.09685, section 4.1; PEFT (the extra `lora`) has the layers. What a preset names, modules decide.
@@ -19,13 +19,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 from maftplus.configuration_maftplus import MaftPlusConfig
-from maftplus.conversion.registry import find_model, name_of_model
+from maftplus.conversion.registry import find_model, may_be_on_hub, name_of_model
 from maftplus.layers_maftplus import MaftPlusAttention
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation, MaftPlusModel
 from maftplus.segmenter_maftplus import MaftPlusDeformableAttention
@@ -285,6 +286,17 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
+def fetch_adapter(model: str) -> str:
+    """The folder of an adapter that `model` names on the Hub, which is fetched; whatever else stays as it is.
+
+    Raises:
+        OSError: if it is on the Hub and cannot be fetched.
+    """
+    if not may_be_on_hub(model) or find_adapter_config_file(model) is None:
+        return model
+    return snapshot_download(model)
+
+
 def base_of(folder: str | Path, base: str | None = None) -> str:
     """
     What `from_pretrained` takes for the base of an adapter: `base`, or the one that its folder names.
@@ -339,7 +351,7 @@ def load_adapter(
     The model that an adapter makes of its base, with the adapter's words, in evaluation mode.
 
     Args:
-        folder: What `save_adapter` wrote.
+        folder: What `save_adapter` wrote, or its name on the Hub.
         base: Name or folder of the base model. Default: the one that the adapter names.
         do_merge: False: keep the adapter beside the weights, to train it on.
         **config_fields: Fields of `MaftPlusConfig` in place of the adapter's.
@@ -349,7 +361,7 @@ def load_adapter(
         OSError: if the base cannot be loaded.
         ModuleNotFoundError: without PEFT.
     """
-    folder, peft = Path(folder), _import_peft()
+    folder, peft = Path(fetch_adapter(str(folder))), _import_peft()
     base = base_of(folder, base)
     config = MaftPlusConfig.from_dict({**_read_json(folder / NETWORK_FILE), **config_fields})
     words = config.vocabulary, config.stuff_ids, config.seen_ids

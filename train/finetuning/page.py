@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from maftplus.pictures.report import Report
 from maftplus.train.evaluation.evaluate import scalar_figures
-from maftplus.train.evaluation.pages import CLASS_FIGURE, CLASS_HEADING, FIGURE, add_mistakes
+from maftplus.train.evaluation.pages import CLASS_FIGURE, CLASS_HEADING, FIGURE, add_mistakes, has_truth
 from maftplus.train.evaluation.reports import COLUMNS as FIGURES
 from maftplus.train.finetuning.survey import COLUMNS
 
@@ -75,9 +75,9 @@ def _add_changes(report: Report, story: "Story") -> None:
         rows,
         " ".join(["In percent.", *story.caveats]),
     )
-    by_class = [one.figures[CLASS_FIGURE[task]] for one in measured.values()]
+    by_class, is_held = [one.figures[CLASS_FIGURE[task]] for one in measured.values()], has_truth(story.after)
     rows = [
-        [name, *("-" if math.isnan(values[index]) else f"{100 * values[index]:.1f}" for values in by_class)]
+        [name, *(f"{100 * values[index]:.1f}" if is_held[index] else "-" for values in by_class)]
         for index, name in enumerate(story.after.vocabulary.names)
     ]
     heads = [f"{CLASS_HEADING[task]} {name}" for name in measured]

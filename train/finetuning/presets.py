@@ -19,6 +19,7 @@ SCALES = (0.8, 1.0, 1.25)  # of a training picture's shorter side; a square of t
 PATIENCE = {"quick": 4, "full": 4, LORA: 4, SCRATCH: 0}  # from scratch the best figures come at the end
 MIXTURES = (0.0, 0.4, 1.0)  # weights of CLIP's scores for trained classes: none, FC-CLIP's (arXiv 2308.02487), MAFT+'s
 NOT_RECORDED = ("bf16", "use_cpu", "resume", "overwrite")
+PATHS = ("data", "model", "labels_file", "keep_data", "keep_labels")  # options that may name something on disk
 HOLDS_TRUNK = ("full", LORA)  # presets in which the trunk trains, held to the original one
 Arguments = tuple[ModelArguments, DataArguments, MaftPlusTrainingArguments]
 
@@ -93,7 +94,12 @@ class FinetuneOptions:
     def recorded(self) -> dict[str, str]:
         """What a run that goes on shares with the one that began: all options but those of the machine and `out`."""
         names = (field.name for field in fields(self) if field.name not in (*NOT_RECORDED, "out"))
-        return {name: str(getattr(self, name)) for name in names}
+        return {name: self._full_path(name) or str(getattr(self, name)) for name in names}
+
+    def _full_path(self, name: str) -> str | None:
+        """Of a file or folder that is here, the same however it was typed; None for any other option."""
+        value = getattr(self, name)
+        return str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else None
 
     def command(self) -> str:
         """The command line of these options, what is at its default left out."""
