@@ -251,7 +251,7 @@ def find_model(model: str) -> str:
 
 
 def may_be_on_hub(model: str) -> bool:
-    """Whether `model` is a name like `user/name`, and no path."""
+    """Whether `model` is a name like `user/name`, and no path; with a folder `user` here it is one."""
     is_path = Path(model).is_absolute() or model[:1] in (".", "~") or Path(model).is_dir()
     return not is_path and model.count("/") == 1 and not Path(model).parent.is_dir()
 
@@ -275,10 +275,10 @@ __all__ = [
     "Release",
     "download_folder",
     "find_model",
-    "may_be_on_hub",
     "find_release",
     "home",
     "is_there",
+    "may_be_on_hub",
     "name_of_model",
     "nearest_name",
     "released_folder",

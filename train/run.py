@@ -263,13 +263,26 @@ def _require_a_step(data, args: MaftPlusTrainingArguments) -> None:
 def _augmented(data, args: DataArguments, void: int, seed: int) -> AugmentedDataset | AugmentedStream:
     """Training samples with their augmentation; a stream is shuffled within a buffer, other data by the Trainer."""
     transforms = build_transforms(args.augmentation, ignore_index=void)
-    if args.copy_paste and (is_stream(data) or data.task != "panoptic"):
-        raise ValueError("`copy_paste` takes things from one picture to another: it needs panoptic data, no stream.")
+    if args.copy_paste:
+        _require_things(data)
     if not is_stream(data):
         return AugmentedDataset(data, transforms, seed, args.copy_paste)
     if args.shuffle_buffer_size:
         data = replace(data, rows=data.rows.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size))
     return AugmentedStream(data, transforms, seed)
+
+
+def _require_things(data) -> None:
+    """Raises ValueError if `copy_paste` finds nothing to take from one picture to another."""
+    wrong = None
+    if is_stream(data):
+        wrong = "a stream has no other picture at hand"
+    elif data.task != "panoptic":
+        wrong = "these label maps know no single objects"
+    elif data.vocabulary.stuff is None:
+        wrong = "nothing says what is stuff, so mark it in the vocabulary (`stuff: grass`)"
+    if wrong is not None:
+        raise ValueError(f"`copy_paste` lays things of one picture over another; {wrong}, or pass `--copy_paste 0`.")
 
 
 def _add_training_classes(processor: MaftPlusProcessor, data, args: ModelArguments) -> None:

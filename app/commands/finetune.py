@@ -58,6 +58,10 @@ def finetune(
     dtype: Annotated[
         Precision, _option(TRAINING, help="auto: bfloat16 where the machine computes it.")
     ] = Precision.auto,
+    copy_paste: Annotated[
+        float | None,
+        _option(TRAINING, min=0, max=1, help="How often things of another picture are laid over one. Default: 0.8."),
+    ] = None,
     patience: Annotated[
         int | None, _option(TRAINING, min=0, help="Stop after so many measurements without a better one; 0: never.")
     ] = None,

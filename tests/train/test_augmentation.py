@@ -143,6 +143,21 @@ def test_copy_paste_depends_on_seed_epoch_and_index_and_is_off_by_default():
     assert [len(again[i]["segments_info"]) for i in range(20)] != numbers
 
 
+def test_how_a_pasted_picture_is_changed_has_nothing_to_do_with_which_it_is():
+    seen = []
+
+    def note(image, labels, rng):
+        seen.append((int(image[0, 0, 0]) - 10, int(rng.integers(20))))
+        return image, labels
+
+    data = AugmentedDataset(Scenes(scene(10 + i, str(i)) for i in range(20)), [note], seed=1, copy_paste=1.0)
+    for index in range(20):
+        data[index]
+    pasted = seen[1::2]  # each after the picture that it is laid over
+    assert len({picture for picture, _ in pasted}) > 8
+    assert sum(picture == drawn for picture, drawn in pasted) < 10
+
+
 def test_crowds_and_void_are_no_objects_and_ids_keep_their_class():
     sample = make_sample()
     infos = [{"id": 1, "label_id": 0, "iscrowd": 0}, {"id": 2, "label_id": 3, "iscrowd": 1}]

@@ -1,6 +1,7 @@
 """Fine-tuning: presets, the estimate, what is kept of other words, the report, the folder that is left."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from maftplus.train.evaluation.pages import has_truth, worst_pairs
 from maftplus.train.finetuning.finetune import Progress, _check_out, _clear_out, choose_mixture, finetune, pick_watched
 from maftplus.train.finetuning.kept import Kept, find_others, opinions, stored_vocabulary
 from maftplus.train.finetuning.objects import find_objects
+from maftplus.train.finetuning.page import write_page
 from maftplus.train.finetuning.plan import make_plan, measure_steps
 from maftplus.train.finetuning.presets import (
     FinetuneOptions,
@@ -168,12 +170,32 @@ def test_panoptic_data_tell_what_is_taken_for_what_too(base, tmp_path):
     assert table.count("<tr") == 1 + len(pairs) > 1
 
 
-def test_a_class_that_no_picture_holds_has_no_figure():
+def test_things_are_pasted_where_single_objects_are_known(data, base, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        "maftplus.train.finetuning.finetune._train", lambda trainer: used.append(trainer.train_dataset)
+    )
+    run(data, base, tmp_path / "objects", max_steps=1)
+    run(data, base, tmp_path / "asked", max_steps=1, copy_paste=0.25)
+    bare = write_data(tmp_path / "bare")
+    (bare / "names.txt").write_text("cat\ngrass\nsky\n")
+    run(bare, base, tmp_path / "semantic", max_steps=1)
+    assert [one.copy_paste for one in used] == [0.8, 0.25, 0.0]
+    with pytest.raises(ValueError, match="--copy-paste needs single objects"):
+        run(bare, base, tmp_path / "refused", max_steps=1, copy_paste=0.5)
+
+
+def test_a_class_that_no_picture_holds_has_no_figure(finished, tmp_path):
     vocabulary = parse_lines(["cat", "dog", "tree"], "here")
     counts = np.array([[0.9, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])  # IoU, found, false, missed
     assert has_truth(Evaluation("pets", "panoptic", vocabulary, counts)).tolist() == [True, False, True]
     confusion = np.array([[9, 0, 0, 0], [1, 0, 0, 0], [0, 0, 3, 5], [0, 0, 0, 5]])  # dogs only in error
-    assert has_truth(Evaluation("pets", "semantic", vocabulary, confusion)).tolist() == [True, False, True]
+    semantic = Evaluation("pets", "semantic", vocabulary, confusion)
+    assert has_truth(semantic).tolist() == [True, False, True]
+    write_page(replace(finished[0], before=None, after=semantic), tmp_path / "report.html")
+    rows = (tmp_path / "report.html").read_text().split("<h2>Classes</h2>")[1].split("</table>")[0]
+    cells = re.sub(r"(<[^>]*>|\s)+", " ", rows)
+    assert "cat 90.0 dog - tree 37.5" in cells
 
 
 def test_scratch_needs_no_model(data, tmp_path):

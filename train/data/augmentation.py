@@ -2,7 +2,7 @@
 
 A sample always looks the same in the same epoch, whichever process or worker draws it, so a resumed run sees the very
 pictures that the uninterrupted one would have seen.
-With `copy_paste` things of another picture, drawn by the same seed, stand in front.
+With `copy_paste` things of another picture stand in front.
 Sources of the settings: large-scale jitter, arXiv 2012.07177; colour, arXiv 1512.02325 (SSD).
 Shapes: a picture (H, W, 3) uint8 RGB, a label map (H, W) int32 of class or segment ids.
 """
@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 GREY = 128
-PASTED = 1  # tells the seed of what is pasted
+PASTING, OTHERS = 1, 2  # keep the chance of what is pasted, and of how its picture is changed, apart from the rest
 VOID_ID = -1  # no segment and no class has it, while 0 may be a class and 255 a segment
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -167,11 +167,11 @@ class AugmentedDataset(Dataset):
         sample = augmented(self.dataset[index], self.transforms, [self.seed, self.epoch, index])
         if not self.copy_paste:
             return sample
-        seed = [self.seed, self.epoch, index, PASTED]
-        rng = np.random.default_rng(seed)
+        pasting, others = ([self.seed, self.epoch, index, purpose] for purpose in (PASTING, OTHERS))
+        rng = np.random.default_rng(pasting)
         if rng.random() >= self.copy_paste:
             return sample
-        other = augmented(self.dataset[int(rng.integers(len(self)))], self.transforms, seed)
+        other = augmented(self.dataset[int(rng.integers(len(self)))], self.transforms, others)
         return paste_things(sample, other, self.dataset.vocabulary.stuff or (), rng)
 
 
@@ -230,7 +230,8 @@ def paste_things(
 
     Source: arXiv 2012.07177 (Simple Copy-Paste), without its blending.
     """
-    things = [segment for segment in other["segments_info"] if segment["label_id"] not in stuff]
+    visible = set(np.unique(other["segmentation_map"]).tolist())
+    things = [s for s in other["segments_info"] if s["label_id"] not in stuff and s["id"] in visible]
     if not things:
         return sample
     image, ids = sample["image"].copy(), sample["segmentation_map"].copy()

@@ -55,7 +55,7 @@ from maftplus.train.trainer import MaftPlusTrainer
 logger = logging.getLogger("maftplus.train")
 
 PLAN, REPORT, METRICS = "finetune.json", "report.html", "metrics.json"  # the first tells whose folder it is
-OPTIONS = "options"  # beside the plan's own fields
+OPTIONS, FOLDER = "options", "working_folder"  # beside the plan's own fields
 NUM_EXAMPLES = 6
 MOST_WATCHED = 50  # held-out pictures that are measured on the way
 FEW_STEPS = 30  # fewer are warned of
@@ -148,7 +148,8 @@ def finetune(options: FinetuneOptions, tell: Tell = logger.info) -> Story:
         tell(f"measured on the way: {len(watched)} of the {len(form.validation)} held-out pictures")
     _train(trainer)
     after = choose_mixture(trainer.model.config, look)
-    after = after if watched is form.validation else _measure_task(trainer, form.validation)
+    if _measures_again(form, watched):
+        after = _measure_task(trainer, form.validation, with_pixels=form.task == "panoptic")
     for one in kept:
         (one.after,) = measure(_predictor(trainer), one.data).values()
     story = Story(options, form, found, plan, after, before, kept, len(watched), **_facts(trainer))
@@ -164,12 +165,17 @@ def pick_watched(data: Any) -> Any:
     return data if number <= MOST_WATCHED else subset(data, [i * number // MOST_WATCHED for i in range(MOST_WATCHED)])
 
 
+def _measures_again(form: Form, watched: Any) -> bool:
+    """Whether the end asks more than was measured on the way: other pictures, or single pixels of panoptic results."""
+    return watched is not form.validation or form.task == "panoptic"
+
+
 def _time_passes(form: Form, watched: Any, measured: Evaluation, kept: list[Kept], config: Any) -> tuple[float, float]:
     """Seconds of a measurement on the way, and of all those before the first step and after the last."""
     picture = measured.seconds / max(measured.num_images, 1)
     on_the_way, whole = picture * len(watched), picture * len(form.validation)
     mixtures = len(MIXTURES) if config.has_segmenter else 1
-    final = 0.0 if watched is form.validation else whole
+    final = whole if _measures_again(form, watched) else 0.0
     return on_the_way, measured.seconds + mixtures * on_the_way + final + 2 * sum(one.seconds for one in kept)
 
 
@@ -218,8 +224,12 @@ def _check_options(options: FinetuneOptions) -> None:
     path = options.out / PLAN
     if not path.is_file():
         raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
-    was, now = json.loads(path.read_text(encoding="utf-8")).get(OPTIONS, {}), options.recorded()
+    plan, now = json.loads(path.read_text(encoding="utf-8")), options.recorded()
+    was, folder = plan.get(OPTIONS, {}), Path(plan.get(FOLDER, "."))
     other = [name for name in now if name in was and was[name] != now[name]]
+    other = [
+        name for name in other if name not in PATHS or (folder / was[name]).resolve() != Path(now[name]).resolve()
+    ]
     if other:
         changes = "; ".join(f"--{name.replace('_', '-')} was {was[name]}, is {now[name]}" for name in other)
         raise ValueError(f"{options.out}: --resume goes on with the options of its run ({changes}).")
@@ -266,7 +276,9 @@ def _build(
     data_args.augmentation = data_args.augmentation or training_transforms(dict(processor.image_processor.size))
     data = _training_data(form, tell)
     if data.task != "panoptic":
-        data_args.copy_paste = 0.0  # there are no objects to take
+        if options.copy_paste:
+            raise ValueError("--copy-paste needs single objects, or names that say what is stuff (`stuff: grass`).")
+        data_args.copy_paste = 0.0
     with _words_unwarned() if options.recipe == SCRATCH else contextlib.nullcontext():
         trainer = assemble_trainer(model, processor, data, watched, *arguments)
     for other in (ProgressCallback, PrinterCallback):
@@ -330,13 +342,12 @@ def _predictor(trainer: MaftPlusTrainer, stored: bool = False) -> ModelPredictor
     return ModelPredictor(trainer.model, trainer.processing_class, {} if stored else None, context)
 
 
-def _measure_task(trainer: MaftPlusTrainer, data: Any) -> Evaluation:
+def _measure_task(trainer: MaftPlusTrainer, data: Any, with_pixels: bool = False) -> Evaluation:
+    """By the data's own task; `with_pixels` also tells which classes a panoptic result takes for which."""
     trainer.model.to(trainer.args.device)
-    kinds = {"semantic": "semantic", data.task: data.task}
+    kinds = {data.task: data.task, **({"semantic": "semantic"} if with_pixels else {})}
     measured = measure(_predictor(trainer, stored=True), data, kinds, NUM_EXAMPLES)
-    if data.task == "panoptic":
-        measured[data.task].pixels = measured["semantic"]
-    return measured[data.task]
+    return replace(measured[data.task], pixels=measured["semantic"] if with_pixels else None)
 
 
 def _plan(
@@ -346,7 +357,7 @@ def _plan(
     path = options.out / PLAN
     if options.resume:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        plan = Plan(**{name: value for name, value in plan.items() if name != OPTIONS})
+        plan = Plan(**{name: value for name, value in plan.items() if name not in (OPTIONS, FOLDER)})
     else:
         minutes = MINUTES[options.recipe] if options.minutes is None else options.minutes
         plan = make_plan(measure_steps(trainer), eval_seconds, minutes, options.max_steps, other_seconds)
@@ -354,7 +365,8 @@ def _plan(
         if trainer.is_world_process_zero():
             options.out.mkdir(parents=True, exist_ok=True)
             _clear_out(options.out)  # only now: all that could be wrong was looked at
-            write_atomically(path, json.dumps({**asdict(plan), OPTIONS: options.recorded()}, indent=2))
+            facts = {**asdict(plan), OPTIONS: options.recorded(), FOLDER: str(Path.cwd())}
+            write_atomically(path, json.dumps(facts, indent=2))
     tell(f"plan: {plan}")
     if plan.max_steps < FEW_STEPS and options.max_steps is None:
         enough = plan.minutes_for(FEW_STEPS)
@@ -430,6 +442,7 @@ def _write(story: Story, trainer: MaftPlusTrainer, arguments: Arguments) -> None
 
 
 def _write_card(story: Story, trainer: MaftPlusTrainer, arguments: Arguments, folder: Path) -> None:
+    """The card of the model, or of the adapter while the model has one, in its folder."""
     data_args, config = replace(arguments[1]), trainer.model.config
     data_args.dataset = f"{story.form.name} ({story.form.split})"
     data_args.train_split, data_args.eval_split = "train", "held out"

@@ -9,6 +9,7 @@ Source: arXiv 2106.09685, section 4.1; PEFT (the extra `lora`) has the layers. W
 """
 
 import copy
+import functools
 import hashlib
 import inspect
 import json
@@ -286,15 +287,18 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
+@functools.cache
 def fetch_adapter(model: str) -> str:
     """The folder of an adapter that `model` names on the Hub, which is fetched; whatever else stays as it is.
 
     Raises:
         OSError: if it is on the Hub and cannot be fetched.
     """
-    if not may_be_on_hub(model) or find_adapter_config_file(model) is None:
-        return model
-    return snapshot_download(model)
+    try:
+        found = find_adapter_config_file(model) if may_be_on_hub(model) else None
+    except OSError:  # no such repository, which whoever loads the model says
+        found = None
+    return model if found is None else snapshot_download(model, ignore_patterns=["*/*"])
 
 
 def base_of(folder: str | Path, base: str | None = None) -> str:
@@ -361,7 +365,7 @@ def load_adapter(
         OSError: if the base cannot be loaded.
         ModuleNotFoundError: without PEFT.
     """
-    folder, peft = Path(fetch_adapter(str(folder))), _import_peft()
+    peft, folder = _import_peft(), Path(fetch_adapter(str(folder)))
     base = base_of(folder, base)
     config = MaftPlusConfig.from_dict({**_read_json(folder / NETWORK_FILE), **config_fields})
     words = config.vocabulary, config.stuff_ids, config.seen_ids

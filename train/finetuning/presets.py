@@ -40,6 +40,7 @@ class FinetuneOptions:
         image_size: Shorter side of a picture, in training, evaluation and use.
         keep_labels: Vocabulary (name or file) whose results are compared before and after; default: the stored one.
         keep_data: Labelled pictures of other classes that are measured before and after.
+        copy_paste: Probability that things of another picture are laid over one, where the data know single objects.
         patience: Measurements without a better figure after which training stops, 0: never; default `PATIENCE`.
     """
 
@@ -57,6 +58,7 @@ class FinetuneOptions:
     batch_size: int | None = None
     learning_rate: float | None = None
     compensation_weight: float | None = None
+    copy_paste: float | None = None
     image_size: int | None = None
     lora: str | None = None
     lora_rank: int = 8
@@ -94,12 +96,7 @@ class FinetuneOptions:
     def recorded(self) -> dict[str, str]:
         """What a run that goes on shares with the one that began: all options but those of the machine and `out`."""
         names = (field.name for field in fields(self) if field.name not in (*NOT_RECORDED, "out"))
-        return {name: self._full_path(name) or str(getattr(self, name)) for name in names}
-
-    def _full_path(self, name: str) -> str | None:
-        """Of a file or folder that is here, the same however it was typed; None for any other option."""
-        value = getattr(self, name)
-        return str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else None
+        return {name: str(getattr(self, name)) for name in names}
 
     def command(self) -> str:
         """The command line of these options, what is at its default left out."""
@@ -131,6 +128,7 @@ def make_arguments(options: FinetuneOptions, figure: str, num_train: int) -> Arg
         "use_cpu": options.use_cpu,
         "learning_rate": options.learning_rate,
         "per_device_train_batch_size": options.batch_size,
+        "copy_paste": options.copy_paste,
         "lora": options.lora,
         "lora_rank": options.lora_rank,
         "gradient_checkpointing": options.gradient_checkpointing or None,
