@@ -172,9 +172,8 @@ def test_panoptic_data_tell_what_is_taken_for_what_too(base, tmp_path):
 
 def test_things_are_pasted_where_single_objects_are_known(data, base, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(
-        "maftplus.train.finetuning.finetune._train", lambda trainer: used.append(trainer.train_dataset)
-    )
+    keep = "maftplus.train.finetuning.finetune._train"
+    monkeypatch.setattr(keep, lambda trainer: used.append(trainer.train_dataset))
     run(data, base, tmp_path / "objects", max_steps=1)
     run(data, base, tmp_path / "asked", max_steps=1, copy_paste=0.25)
     bare = write_data(tmp_path / "bare")
@@ -195,7 +194,7 @@ def test_a_class_that_no_picture_holds_has_no_figure(finished, tmp_path):
     write_page(replace(finished[0], before=None, after=semantic), tmp_path / "report.html")
     rows = (tmp_path / "report.html").read_text().split("<h2>Classes</h2>")[1].split("</table>")[0]
     cells = re.sub(r"(<[^>]*>|\s)+", " ", rows)
-    assert "cat 90.0 dog - tree 37.5" in cells
+    assert "cat 90.0 dog - tree 100.0" in cells
 
 
 def test_scratch_needs_no_model(data, tmp_path):
@@ -429,10 +428,13 @@ def test_resume_refuses_other_options_and_names_them(data, base, tmp_path):
 
 def test_resume_takes_a_path_however_it_is_typed(data, base, tmp_path, monkeypatch):
     options = FinetuneOptions(str(data), tmp_path, str(base))
-    (tmp_path / "finetune.json").write_text(json.dumps({"options": options.recorded()}))
+    plan = {"options": options.recorded(), "working_folder": str(tmp_path)}
+    (tmp_path / "finetune.json").write_text(json.dumps(plan))
     (tmp_path / "checkpoint-1").mkdir()
     monkeypatch.chdir(data.parent)
     _check_out(replace(options, data=f"./{data.name}", resume=True))
+    with pytest.raises(ValueError, match="--data was .*, is elsewhere"):
+        _check_out(replace(options, data="elsewhere", resume=True))
 
 
 @pytest.mark.parametrize(

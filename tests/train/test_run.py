@@ -218,3 +218,9 @@ def test_classes_with_embeddings_of_their_own_count_as_seen_by_any_of_their_name
 
 def _given(options: dict) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_copy_paste_without_single_objects_is_refused(tmp_path):
+    given = _given({**write_folder_data(tmp_path), "output_dir": tmp_path / "out", "copy_paste": 0.5})
+    with pytest.raises(ValueError, match="these label maps know no single objects, or pass `--copy_paste 0`"):
+        main([str(RECIPES / "overfit.yaml"), "--do_train", "--use_cpu", *given])

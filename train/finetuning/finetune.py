@@ -226,15 +226,17 @@ def _check_options(options: FinetuneOptions) -> None:
         raise ValueError(f"{options.out} holds no run to go on with ({PLAN} is missing); leave out --resume.")
     plan, now = json.loads(path.read_text(encoding="utf-8")), options.recorded()
     was, folder = plan.get(OPTIONS, {}), Path(plan.get(FOLDER, "."))
-    other = [name for name in now if name in was and was[name] != now[name]]
-    other = [
-        name for name in other if name not in PATHS or (folder / was[name]).resolve() != Path(now[name]).resolve()
-    ]
+    other = [name for name in now if name in was and not _is_same(name, was[name], now[name], folder)]
     if other:
         changes = "; ".join(f"--{name.replace('_', '-')} was {was[name]}, is {now[name]}" for name in other)
         raise ValueError(f"{options.out}: --resume goes on with the options of its run ({changes}).")
     if not checkpoints_of(options.out):
         raise ValueError(f"{options.out} holds no checkpoint to go on from; start anew with --overwrite.")
+
+
+def _is_same(name: str, was: str, now: str, folder: Path) -> bool:
+    """Whether an option is what it was, paths as seen from the folder in which the run began."""
+    return was == now or (name in PATHS and (folder / was).resolve() == Path(now).resolve())
 
 
 def _clear_out(out: Path) -> None:
