@@ -67,7 +67,12 @@ NOT_RUN = [
         "maftplus finetune --data msrc --model scratch --out runs/msrc",
         "the MSRC-21 photographs and an hour",
     ),
-    ("docs/finetune.md", "python shapes/new_things_runs.py --out runs/new_things_runs", "half an hour of one core"),
+    (
+        "docs/finetune.md",
+        "python shapes/new_things_runs.py --out runs/new --presets lora --max_steps 3000 --learning-rate 0.004 "
+        "--lora-rank 16 --patience 0",
+        "two hours of one core",
+    ),
     ("docs/scale.md", "ray start --head --port 6379              # on the first machine", "a Ray cluster"),
     (
         "docs/page.md",

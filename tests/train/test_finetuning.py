@@ -16,6 +16,7 @@ from training_tools import make_trainer
 from transformers import pipeline
 
 from maftplus.modeling_maftplus import MaftPlusForUniversalSegmentation
+from maftplus.processing_maftplus import MaftPlusProcessor
 from maftplus.train.data.registry import SegmentationDataset
 from maftplus.train.evaluation.evaluate import Evaluation
 from maftplus.train.evaluation.pages import has_truth, worst_pairs
@@ -146,6 +147,17 @@ def test_quick_leaves_the_trunk_as_it_was(data, base, tmp_path):
     old, new = before.state_dict(), after.state_dict()
     assert all(torch.equal(old[name], new[name]) for name in old if "vision_model" in name)
     assert any(not torch.equal(old[name], new[name]) for name in old if "segmenter" in name)
+
+
+def test_words_that_clip_named_alone_stay_with_it(data, tmp_path):
+    """A base's training classes do not become the segmenter's business when it learns others."""
+    base = save_tiny(tmp_path / "base", ["dog", "tree"])
+    processor = MaftPlusProcessor.from_pretrained(base)
+    processor.training_classes = [["dog"]]
+    processor.save_pretrained(base)
+    run(data, base, tmp_path / "out", max_steps=1)
+    trained = MaftPlusProcessor.from_pretrained(tmp_path / "out" / "model").training_classes
+    assert [list(names) for names in trained] == [["cat", "kitten"], ["grass"], ["sky"]]
 
 
 def test_lora_leaves_an_adapter_and_a_merged_model(data, base, tmp_path):

@@ -272,6 +272,8 @@ def _build(
     model_args, data_args, args = arguments
     torch.manual_seed(options.seed)
     model, processor = build_model(model_args), build_processor(model_args, data_args)
+    if model.config.ensemble_alpha == 1.0:
+        processor.training_classes = None  # words of before, which CLIP named alone, it goes on naming
     kept = []
     if options.recipe != SCRATCH:
         kept = _keep(options, ModelPredictor(model.to(args.device), processor), form, tell)
